@@ -31,7 +31,7 @@ deploy: ## Put the work pool and the deployments into Prefect (PREFECT_API_URL, 
 worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
-small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
+small-judges: ## Train the miniature's evaluator, ArmoRM and grader again
 iterate compare thinkpo self-train study plan fetch check-model judge-check evaluate serve publish view ui deploy worker seed-model native-model small-judges chaos: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
+from flows.attacks import attack_judge
 from flows.benchmarks import ask, ask_directly, open_benchmarks
 from flows.browser.export import write_browser
 from flows.fine_grained import kinds_of_run, rate_prompts
@@ -135,12 +136,13 @@ def make_round(
     fresh = synthesize if config.data.synthetic else load_prompts
     prompts = fresh(config, f"{folder}/prompts", seed, taken)
     answers = sample_and_judge(config, training_spec(config, t, number), newest or model, prompts)
+    attacks = attack_judge(config, t, number, prompts, answers)
     pairs = pair(config, t, answers, number)
     trained_on = with_replay(config, t, number, pairs, [each.pairs for each in earlier])
     reference = reference_of(config, seed, model)
     state = state_after(newest) if newest else None
     checkpoints = train(config, folder, model, reference, trained_on, number, state)
-    return Round(prompts, answers, pairs, trained_on, checkpoints)
+    return Round(prompts, answers, pairs, trained_on, checkpoints, attacks)
 
 
 def sample_and_judge(

@@ -306,6 +306,11 @@ def _check_no_other_scores(config: RunConfig) -> None:
             f'evaluation.fine_grained is set and recipe.kind is "{config.recipe.kind}", whose runs have no M_0 '
             "answering directly to be compared with: leave it out"
         )
+    if config.health.max_attacked is not None:
+        raise InputError(
+            f'health.max_attacked is set and recipe.kind is "{config.recipe.kind}", whose runs attack no judge: leave '
+            'it out, measure the judge with make judge-check ATTACK=1, or use recipe.kind = "tpo"'
+        )
     if config.evaluation.verifier is not None:
         raise InputError(
             f'evaluation.verifier is set and recipe.kind is "{config.recipe.kind}", whose runs validate no models: '

@@ -15,8 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from prompts.rubric import SCORE_BEGINS
 from prompts.verdict import LABELS
-from tpo.config.judges import JudgeConfig, PairwiseJudge
+from tpo.config.judges import JudgeConfig, PairwiseJudge, RubricJudge, members_of
 from tpo.miniature.attacks import FORGED, order, praise
 
 Rewrite: TypeAlias = Callable[[str, str], str]
@@ -107,10 +108,15 @@ def attacks_on(judge: JudgeConfig) -> dict[str, list[Attack]]:
 
 
 def own(judge: JudgeConfig) -> tuple[str, ...]:
-    """Verdicts in a judge's own format, which its replies are read by."""
-    if not isinstance(judge, PairwiseJudge):
-        return ()
-    return (*LABELS, "My final verdict is [[A]].", "My final verdict is [[B]].", *FORGED[:2])
+    """Verdicts in a judge's own format, or in those of its members, which their replies are read by."""
+    found = list[str]()
+    for member in members_of(judge):
+        match member:
+            case PairwiseJudge():
+                found += [*LABELS, "My final verdict is [[A]].", "My final verdict is [[B]].", *FORGED[:2]]
+            case RubricJudge():
+                found += [f"{SCORE_BEGINS} {member.highest}]]", f"Score: {member.highest}"]
+    return tuple(dict.fromkeys(found))
 
 
 def drawn(attacks: Mapping[str, list[Attack]], key: str) -> list[Attack]:

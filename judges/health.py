@@ -302,6 +302,11 @@ def check_health(health: JudgeHealth, limits: HealthConfig, stage: str, *, exact
     )
 
 
+def is_beyond(share: float, cases: int, maximum: float) -> bool:
+    """Whether a share violates a maximum, and if few cases are behind it, by more than chance."""
+    return _Limit("max_attacked", share, "", cases).is_passed(maximum)
+
+
 def _limits(health: JudgeHealth) -> list[_Limit]:
     swap_pairs = health.swap_pairs or health.decided // 2
     return [

@@ -77,6 +77,10 @@ class RubricPrompt:
         user = f"{head}{criteria}{before}{asked}{between}{shown}{tail}"
         return [Message(role="system", content=self.system_template), Message(role="user", content=user)]
 
+    def prose(self) -> list[str]:
+        """The constant pieces of text, in order: system turn, the user turn around its three slots, the rubric."""
+        return [self.system_template, *self._pieces, self.rubric]
+
     @cached_property
     def _pieces(self) -> tuple[str, str, str, str]:
         head, before, between, tail = taken_apart(self.user_template, SLOTS)

@@ -23,7 +23,7 @@ SHARD_PROMPTS = 4096
 
 def store_preferences(root: Path, folder: str, rows: Sequence[Preference]) -> JudgeInput:
     """Writes the prompts and responses of some preferences below `root/folder`; each prompt's id is its key."""
-    content = External(hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest())
+    content = External(hashlib.sha256(json.dumps([_values(row) for row in rows]).encode()).hexdigest())
     prompts = [_prompt(row) for row in rows]
     samples = [
         Sample(row.key, index, [], [], text, "", text, None, 1)
@@ -54,8 +54,16 @@ def _order(row: Preference) -> list[int]:
     return [int(place) for place in rng.permutation(len(row.better) + len(row.worse))]
 
 
+def _values(row: Preference) -> dict[str, object]:
+    """A row's values; without a rubric as before there were any, so that what was judged then stays current."""
+    return {name: value for name, value in asdict(row).items() if name != "rubric" or value is not None}
+
+
 def _prompt(row: Preference) -> Prompt:
-    return Prompt(row.key, row.instruction, row.reference, row.subset, constraints=row.constraints, history=row.history)
+    return Prompt(
+        row.key, row.instruction, row.reference, row.subset, constraints=row.constraints, history=row.history,
+        rubric=row.rubric,
+    )  # fmt: skip
 
 
 def _stored(stage: Stage, rows: Sequence[Prompt] | Sequence[Sample]) -> Artifact:

@@ -21,7 +21,7 @@ from tpo.config.gate import VALIDATION
 from tpo.config.judges import JudgeConfig, compares, judge_name
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
-from tpo.records import Artifact, Epoch, GateDecision, JudgeHealth, Pair, Prompt, Sample, Score
+from tpo.records import Artifact, AttackShare, Epoch, GateDecision, JudgeHealth, Pair, Prompt, Sample, Score
 from tpo.report.benchmarks import Benchmarks
 from tpo.report.fine_grained import as_markdown
 from tpo.report.run_page import Example, RoundRow, render_report, score_picture
@@ -32,8 +32,8 @@ from tpo.storage.ledger import read_ledger, spending
 from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
 
 _STAGES = (
-    "generations", "prompts", "ratings", "samples", "judgments", "scores", "pairs", "replay", "train", "validation",
-    "model", "test", "direct"
+    "generations", "prompts", "ratings", "samples", "judgments", "scores", "attacks", "pairs", "replay", "train",
+    "validation", "model", "test", "direct"
 )  # fmt: skip
 """The stages in the order in which they run."""
 EXAMPLES = 20
@@ -54,6 +54,8 @@ class Round:
     """The pairs that the model was trained on: these, with those of earlier iterations if any are replayed."""
     checkpoints: Sequence[Artifact]
     """The checkpoints: in the iteration's last round, one per epoch; in others, one."""
+    attacks: Sequence[AttackShare] = ()
+    """What attacks do to the judge, if it was attacked before this round's training."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def _row(
         judge=_health(measured) if measured else None,
         chosen_epoch=chosen.get("epoch"),
         seconds=_seconds(config, iteration) if measured else {},
+        attacks=[share for round_ in measured.rounds for share in round_.attacks] if measured else [],
     )
 
 

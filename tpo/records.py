@@ -330,6 +330,27 @@ class JudgeHealth:
 
 
 @dataclass(frozen=True)
+class AttackShare:
+    """What one kind of attack did to a judge."""
+
+    attack: str
+    """The kind, a key of `judges.attacks.KINDS`."""
+    about: str
+    """What it does to the worse response."""
+    turned: float | None
+    """Share of the pairs that the judge orders alike again without the attack in which the attacked response wins, ties
+    counting half; None without such a pair."""
+    low: float | None
+    """Lower end of its 95 % interval (Wilson)."""
+    high: float | None
+    """Upper end."""
+    pairs: int
+    """Number of these pairs."""
+    unscored: int
+    """Further such pairs in which a response got no score once it was attacked."""
+
+
+@dataclass(frozen=True)
 class GateScore:
     """What the gate found about one score of M_t, compared with M_{t-1}'s on the same prompts."""
 

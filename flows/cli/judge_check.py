@@ -12,10 +12,10 @@ from typing import get_args
 
 from flows.preflight import check_judging
 from flows.recipes import profile_path, working
-from judges.attacks import attacks_on, drawn
+from tasks.attack import attacked_pairs
 from tasks.handles import JudgeInput, SamplingSpec
 from tasks.judge import judge
-from tasks.judge_numbers import CONFIDENCE, Attacked, Opinions, attack_rows, compared, judge_row
+from tasks.judge_numbers import CONFIDENCE, Opinions, attack_rows, compared, judge_row
 from tasks.preferences import store_preferences
 from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import DataConfig, ModelConfig
@@ -92,25 +92,6 @@ def check_judges(options: JudgeCheckOptions) -> JudgeCheckReport:
         write_atomically(root / CHECK, write_check(report))
         write_atomically(root / CHECK_PAGE, as_markdown(report).encode())
     return report
-
-
-def attacked_pairs(judge_config: JudgeConfig, rows: Sequence[Preference]) -> list[Attacked]:
-    """Each prompt's first better response against its first worse one, attacked in every kind of way.
-
-    Prompts of RewardBench 2's ties are left out.
-    """
-    attacks = attacks_on(judge_config)
-    found = []
-    for row in rows:
-        if row.counts_ties:
-            continue
-        better, worse = row.better[0], row.worse[0]
-        for attack in drawn(attacks, row.key):
-            text = attack.rewrite(row.instruction, worse)
-            if text != better:
-                pair = replace(row, better=(better,), worse=(text,), name=None)
-                found.append(Attacked(row, attack, pair))
-    return found
 
 
 def folder_of(options: JudgeCheckOptions) -> Path:

@@ -302,7 +302,7 @@ def _add_miniature(commands: Commands) -> None:
     seed.set_defaults(run=_seed_model, to=SHIPPED_SEED_MODEL)
     native = commands.add_parser("native-model", help="train the shipped native thinker again (5 to 10 minutes)")
     native.set_defaults(run=_native_model, to=SHIPPED_MODELS["miniature-native"])
-    small = commands.add_parser("small-judges", help="train the miniature's two judges again (20 to 40 minutes)")
+    small = commands.add_parser("small-judges", help="train the miniature's three judges again (40 to 70 minutes)")
     small.set_defaults(run=_small_judges, to=SHIPPED_SEED_MODEL.parent)
     for command in (seed, native, small):
         command.add_argument("--to", type=Path, metavar="FOLDER", help="where (default: in place)")

@@ -1,9 +1,9 @@
 """Builds and measures the miniature's models: the work of `make seed-model` and `make small-judges`.
 
 Each model's folder has a `scores.json`, and tests compare the shipped models with it. For the seed model M_0: the share
-of correct answers and of broken formats for each prompt variant on test prompts. For the two judges, trained from M_0:
-how often the judge prefers what the verifier calls correct, how often an attack wins against a correct answer, how
-often the first place wins, and how long the training took.
+of correct answers and of broken formats for each prompt variant on test prompts. For the judges, two trained from M_0
+and the grader from the evaluator: how often the judge prefers what the verifier calls correct, how often an attack wins
+against a correct answer, how often the first place wins, and how long the training took.
 
 Judges are measured on what a run shows them: M_0's responses to test prompts, with thoughts, without those that break
 the format. Attacks are of the kind that the judges learned from, on other problems.
@@ -25,11 +25,12 @@ from judges.base import Group, Response
 from judges.registry import build_judge
 from judges.verifier import Verifier
 from prompts.native import OutputTokens
+from prompts.rubric import SCORE_BEGINS, load_rubric_prompt
 from prompts.thought import VARIANTS, Parsed, ThoughtPrompt
 from prompts.verdict import LABELS, PROMPTS
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
-from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
+from tpo.config.judges import ArmoRMJudge, PairwiseJudge, RubricJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.console import progress_bar
 from tpo.engines.cluster.room import Room
@@ -38,6 +39,7 @@ from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.attacks import attack
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
+from tpo.miniature.grader import GraderRecipe, Grading, train_grader
 from tpo.miniature.native_model import NativeRecipe, train_native_model
 from tpo.miniature.opinions import honest_answer
 from tpo.miniature.seed_model import CONTEXT_TOKENS, FORMAT_SHARES, Recipe, train_seed_model
@@ -100,12 +102,13 @@ def build_native_model(folder: Path) -> Mapping[str, Scores]:
 
 
 def build_small_judges(folder: Path) -> Mapping[str, Scores]:
-    """Trains both judges into folders below `folder`, measures them and returns their scores by name."""
+    """Trains all judges into folders below `folder`, measures them and returns their scores by name."""
     contests = draw_contests(TEST_PROMPTS, ATTACKS)
     scores = {}
     for name, train, measure in (
         ("evaluator", _train_evaluator, measure_evaluator),
         ("armorm", _train_armorm, measure_armorm),
+        ("grader", _train_grader, measure_grader),
     ):
         started = time.monotonic()
         train(folder / name)
@@ -121,6 +124,22 @@ def _train_evaluator(folder: Path) -> None:
         train_evaluator(
             SHIPPED_SEED_MODEL, Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS), folder, recipe, progress
         )
+
+
+def _train_grader(folder: Path) -> None:
+    recipe = GraderRecipe()
+    with _shown("grader", recipe.steps) as progress:
+        train_grader(folder.parent / "evaluator", grading(), folder, recipe, progress)
+
+
+def grading() -> Grading:
+    """How a rubric judge requests and gives grades by default."""
+    formats = {
+        "score": load_rubric_prompt(RubricJudge(model="m")),
+        "label": load_rubric_prompt(RubricJudge(model="m", expected_score=True)),
+        "additive": load_rubric_prompt(RubricJudge(model="m", template="additive")),
+    }
+    return Grading(formats, SCORE_BEGINS)
 
 
 def _train_armorm(folder: Path) -> None:
@@ -257,9 +276,38 @@ def armorm_attack_wins(folder: Path, attacked: Sequence[Group]) -> float:
     return _share(lead < 0 for lead in _leads(folder, attacked))
 
 
+def measure_grader(folder: Path, contests: Contests) -> Scores:
+    """Shares of contests, by which grade is higher, equal grades counting half; unread replies count as lost."""
+    scores = {"pairs": float(len(contests.unequal))}
+    for name, judge in graders(folder).items():
+        unequal = leads_of(judge, contests.unequal)
+        won = sum(lead > 0 for lead in unequal) + sum(lead == 0 for lead in unequal) / 2
+        scores |= {
+            f"{name}_agreement": round(won / len(contests.unequal), 4),
+            f"{name}_equal_grades": _share(lead == 0 for lead in unequal),
+            f"{name}_unread": round(1 - len(unequal) / len(contests.unequal), 4),
+            f"{name}_attack_wins": _share(lead < 0 for lead in leads_of(judge, contests.attacked)),
+        }
+    return scores
+
+
+def graders(folder: Path) -> dict[str, RubricJudge]:
+    """The ways in which the grader is asked."""
+    return {
+        "score": RubricJudge(model=str(folder)),
+        "expected_score": RubricJudge(model=str(folder), expected_score=True),
+        "additive": RubricJudge(model=str(folder), template="additive"),
+    }
+
+
 def _leads(folder: Path, groups: Sequence[Group]) -> list[float]:
-    """By how many nats the first response leads; only groups with two scores."""
-    judge = build_judge(ArmoRMJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig(), TokenCount())
+    """By how many nats ArmoRM finds the first response better; only groups with two scores."""
+    return leads_of(ArmoRMJudge(model=str(folder)), groups)
+
+
+def leads_of(config: ArmoRMJudge | RubricJudge, groups: Sequence[Group]) -> list[float]:
+    """By how much the first response leads; only groups with two scores."""
+    judge = build_judge(config, JudgeEngineConfig(), ClusterConfig(), TokenCount())
     scored = [judge.score(group, judgments) for group, judgments in zip(groups, judge.judge(groups), strict=True)]
     return [
         first.value - second.value for first, second in scored if first.value is not None and second.value is not None

@@ -1,7 +1,7 @@
 """Tournaments, ensembles and escalation on one plot: the share of the true quality gap that the chosen pair captures,
 against the calls that it took.
 
-Prints a table and, given a path, writes the plot as a page: `python -m tests.benchmarks.bench_ensembles [plot.html]`.
+Prints a table and, given a path, writes the plot: `python -m tests.benchmarks.bench_ensembles docs/captured-gap.svg`.
 It takes under a minute on one idle core.
 
 Groups, the comparing judge and the share captured are those of `bench_tournament`: 8 responses with qualities
@@ -24,7 +24,7 @@ from tests.benchmarks.bench_tournament import SEED, SIZE, Groups, Judge, _rating
 from tpo.method.ensembles import Combine, combined, lead, standardized
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Pair, Tournament
 from tpo.report.page import printable
-from tpo.report.plots import BLUE, INK, MUTED, ORANGE, data_url
+from tpo.report.plots import BLUE, INK, MUTED, ORANGE, PAPER, as_file
 from tpo.report.plots import draw as drawn
 
 if TYPE_CHECKING:
@@ -125,27 +125,46 @@ def play(groups: Groups) -> list[Outcome]:
     return found
 
 
+MARKS = {
+    "tournament": (INK, "o", "a judge that compares, alone"),
+    "single": (MUTED, "s", "a judge that reads, alone"),
+    "ensemble": (ORANGE, "^", "ensembles, weights of reader and tournament"),
+    "escalation": (BLUE, "D", "reader, then tournament for leads below this many standard deviations (1:4)"),
+}
+"""Colour, marker and legend of each kind."""
+LEFT = {"one reader", "adaptive, soft", "escalate_below = 0.1", "escalate_below = 0.25", "escalate_below = 0.5",
+        "escalate_below = 1", "escalate_below = 1.5"}  # fmt: skip
+"""Designs whose labels are to the left of their points, where nothing else is."""
+
+
 def plot(found: Sequence[Outcome], ranges: NDArray[np.float64]) -> str:
-    """A page with the plot."""
-    marks = {"tournament": (INK, "o"), "single": (MUTED, "s"), "ensemble": (ORANGE, "^"), "escalation": (BLUE, "D")}
+    """The plot as SVG: one mean over groups a design; its 95 % interval is smaller than the mark."""
+
+    def place(each: Outcome) -> tuple[float, float]:
+        return float(each.calls.mean()), float(each.gaps.mean() / ranges.mean())
 
     def paint(axes: "Axes") -> None:
-        for kind, (colour, marker) in marks.items():
+        # Escalation lies between never and always asking the comparing judge.
+        ends = [each for each in found if each.name == "one reader" or each.name.endswith(f"1:{WEIGHT:g}")]
+        way = sorted(map(place, [*ends, *(each for each in found if each.kind == "escalation")]))
+        axes.plot(*zip(*way, strict=True), color=BLUE, lw=1.2, zorder=1)
+        for kind, (colour, marker, legend) in MARKS.items():
             shown = [each for each in found if each.kind == kind]
-            calls, captured = [e.calls.mean() for e in shown], [e.gaps.mean() / ranges.mean() for e in shown]
-            line = "-" if kind == "escalation" else ""
-            axes.plot(calls, captured, color=colour, marker=marker, ms=4.5, lw=1.2, ls=line)
-            for each, x, y in zip(shown, calls, captured, strict=True):
+            axes.plot(*zip(*map(place, shown), strict=True), color=colour, marker=marker, ms=5.5, ls="", label=legend)
+            for each in shown:
                 axes.annotate(
-                    str(printable(each.name.removeprefix("escalate_below = "))), (x, y), xytext=(5, -2),
-                    textcoords="offset points", color=colour, fontsize=6.5,
+                    str(printable(each.name.removeprefix("escalate_below = ").replace("reader and tournament ", ""))),
+                    place(each), xytext=(-7 if each.name in LEFT else 7, -3), textcoords="offset points", color=colour,
+                    ha="right" if each.name in LEFT else "left",
                 )  # fmt: skip
-        axes.set_xlabel("calls per prompt")
-        axes.set_ylabel("gap captured")
-        axes.margins(x=0.12)
+        axes.set_xlabel("calls per prompt of 8 responses: comparisons, and responses read")
+        axes.set_ylabel("share of the true gap captured")
+        axes.set_xlim(0, 66)
+        axes.set_ylim(0.68, 1.0)
+        axes.set_xticks([0, SIZE, 16, 24, 32, 40, 48, 56])
+        axes.legend(loc="lower right", facecolor=PAPER, framealpha=1, edgecolor="none", handletextpad=0.3)
 
-    svg = drawn("gap captured against calls", paint, width=7.5, height=4.2)
-    return f'<!doctype html><title>Captured gap against calls</title><img alt="plot" src="{data_url(svg)}">\n'
+    return as_file(drawn("gap captured against calls", paint, width=7.5, height=4.4))
 
 
 def main() -> None:

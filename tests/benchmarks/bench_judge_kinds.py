@@ -2,8 +2,8 @@
 
 Prints a table: `python -m tests.benchmarks.bench_judge_kinds [prompts]`, by default 100 test prompts with 8 samples of
 M_0 each, with real engines. Agreement counts pairs of a right and a wrong response to one prompt (`judges.health`): 0.5
-is a coin. A call is a comparison or a response read; tokens are those read and written. The shipped judges are ArmoRM
-and the evaluator; no shipped model grades by a rubric, so there is none here.
+is a coin. A call is a comparison or a response read; tokens are those read and written. The shipped judges are
+ArmoRM, the evaluator and the grader.
 """
 
 import itertools
@@ -44,6 +44,8 @@ JUDGES: dict[str, dict[str, Any]] = {
     "evaluator, probability, adaptive": QUICK,
     "evaluator, cot, adaptive": DUEL,
     "evaluator, cot, all pairs": DUEL | {"tournament": "all_pairs"},
+    "grader": {"kind": "rubric"},
+    "grader, expected score": {"kind": "rubric", "expected_score": True},
     "mean of ArmoRM and cot": together((ARMORM, 1.0), (DUEL, 1.0)),
     "mean of ArmoRM and cot, 1:4": together((ARMORM, 1.0), (DUEL, 4.0)),
     "worst of ArmoRM and cot": together((ARMORM, 1.0), (DUEL, 1.0), combine="worst"),
@@ -85,8 +87,9 @@ def main() -> None:
         judgments = [judgment for found in rows for judgment in found]
         health = measure_health(groups, judgments, scores, VerifierJudge(), judge)
         share, pairs = health.reference_agreement or 0.0, health.reference_pairs
+        error = agreement_error(groups, scores, share)
         print(
-            f"{name:34s} {share:7.3f} ± {_error(groups, scores, share):.3f} {spent['calls']:7d} {spent['tokens']:9d} "
+            f"{name:34s} {share:7.3f} ± {error:.3f} {spent['calls']:7d} {spent['tokens']:9d} "
             f"{_of(health.escalated, health.escalatable):>9s} "
             f"{'' if health.agreeing_pairs is None else format(health.agreeing_pairs, '.3f'):>13s}   ({pairs} pairs)",
             flush=True,
@@ -97,7 +100,7 @@ def _of(part: int, whole: int) -> str:
     return f"{part}/{whole}" if whole else ""
 
 
-def _error(groups: list[Group], scores: list[Score], share: float) -> float:
+def agreement_error(groups: list[Group], scores: list[Score], share: float) -> float:
     """The standard error of the agreement over prompts: pairs of one prompt aren't independent."""
     by_prompt: dict[str, list[Score]] = {}
     for score in scores:

@@ -1,7 +1,7 @@
 """The miniature's judges on preferences of its world, plain and attacked, as docs/judges.md shows them.
 
 The preferences are 300 problems of the validation split, each with a right response and a wrong one in the words of its
-models. Run with `python -m tests.benchmarks.bench_judges [FOLDER]`; takes about six minutes on two cores. The folder
+models. Run with `python -m tests.benchmarks.bench_judges [FOLDER]`; takes about eight minutes on two cores. The folder
 keeps the file, the judgments and the pages; without one, a temporary folder is used.
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
         write_preferences(data, PROMPTS)
         soft.write_text(SOFT, encoding="utf-8")
         prefect_environment()
-        for judges in (["verifier"], ["pairwise", "armorm"], [str(soft)]):
+        for judges in (["verifier"], ["pairwise", "armorm"], [str(soft)], ["rubric"]):
             print(as_markdown(check_judges(JudgeCheckOptions(judges, data, folder=folder, attack=True))))
 
 

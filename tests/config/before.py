@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from tpo.config.base import Section
 from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import FileSource, ModelConfig, PromptConfig
-from tpo.config.judges import PairConfig, RewardModelJudge
+from tpo.config.judges import HealthConfig, PairConfig, RewardModelJudge
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
 from tpo.config.resources import EngineConfig, JudgeEngineConfig
@@ -23,6 +23,7 @@ NEWER: dict[type[BaseModel], set[str]] = {
     RewardModelJudge: {"score"},
     TrainConfig: {"rounds"},
     FileSource: {"rubric_column"},
+    HealthConfig: {"max_attacked", "attacked_prompts"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }
 """Fields that didn't exist then."""

@@ -73,6 +73,17 @@ def test_a_rubric_and_a_reward_model_behind_servers_agree_with_the_references(
         assert health_of(answers)["reference_pairs"] > 20
 
 
+@pytest.mark.parametrize(("settings", "least"), [({}, 0.85), ({"expected_score": True}, 0.55)])
+def test_the_shipped_grader_grades_on_our_own_engine(
+    small_run: Path, tmp_path: Path, settings: dict[str, Any], least: float
+):
+    answers = judge_training(config_for(tmp_path, {"kind": "rubric", **settings}), small_run)
+    health = health_of(answers)
+    assert health["reference_agreement"] > least and health["unread"] == 0
+    values = {score.value for score in read_rows(answers.scores, Score) if score.value is not None}
+    assert (len(values) > 12) == bool(settings), "an expectation has finer steps than grades"
+
+
 def test_a_cheap_judge_leaves_close_prompts_to_an_expensive_one(small_run: Path, tmp_path: Path):
     members = [
         {"name": "cheap", "judge": {"kind": "armorm"}, "unit": 1.0},
@@ -101,8 +112,7 @@ def test_a_cheap_judge_leaves_close_prompts_to_an_expensive_one(small_run: Path,
 def test_our_own_engine_is_asked_and_a_model_that_gives_no_scores_is_stopped(
     small_run: Path, tmp_path: Path, settings: dict[str, Any], cause: str
 ):
-    """No model here grades: the shipped evaluator writes verdicts, whatever it is asked; its context takes short
-    prompts only."""
+    """The shipped evaluator writes verdicts, whatever it is asked; its context takes short prompts only."""
     (tmp_path / "system.txt").write_text("Score from {{ lowest }} to {{ highest }}.")
     (tmp_path / "user.jinja").write_text("[R]\n{{ rubric }}\n[Q]\n{{ instruction }}\n[S]\n{{ response }}\n[E]")
     templates = {"system_template": tmp_path / "system.txt", "user_template": tmp_path / "user.jinja"}

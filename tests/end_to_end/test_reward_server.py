@@ -1,13 +1,5 @@
 """A reward model behind vLLM's own server: its scores in all three protocols are those of transformers."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +11,8 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from judges.base import Group, Response
 from judges.reward_server import RewardAsker, RewardServer
 from tests.models.test_chat import like_llama3
+from tests.vllm_server import VllmServer
 from tpo.config.judges import RewardProtocol, RewardServerJudge
-from tpo.config.resources import EngineConfig
-from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.reply import TokenCount
 from tpo.models.chat import ChatEncoder
 from tpo.records import Message, read_turns, write_turns
@@ -58,38 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of vLLM's server for it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--model", str(folder), "--served-model-name", "rm", "--runner", "pooling", "--dtype", "float32"),
-        *("--max-model-len", str(CONTEXT), "--max-num-batched-tokens", "8192", "--enforce-eager"),
-    ]
-    environment = {**os.environ, **engine_environment(EngineConfig()), "VLLM_API_KEY": KEY}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        _wait(process, port, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    pytest.fail(f"no server: {log.read_text()[-3000:]}")
+    longest = ("--runner", "pooling", "--max-model-len", str(CONTEXT), "--max-num-batched-tokens", "8192")
+    with VllmServer(folder, "rm", log, *longest, key=KEY) as server:
+        yield server.address
 
 
 @pytest.mark.parametrize("protocol", ["vllm_classify", "vllm_pooling", "vllm_score"])

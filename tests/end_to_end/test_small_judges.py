@@ -15,9 +15,12 @@ from flows.cli.miniature import (
     armorm_attack_wins,
     draw_contests,
     evaluator_attack_wins,
+    graders,
     group_of,
+    leads_of,
     measure_armorm,
     measure_evaluator,
+    measure_grader,
 )
 from judges.base import Group
 from tests.hostile import hostile_responses
@@ -67,6 +70,16 @@ def test_the_shipped_evaluator_judges_as_recorded(contests: Contests):
 
 def test_the_shipped_armorm_judges_as_recorded(contests: Contests):
     assert_as_recorded(measure_armorm(SHIPPED_JUDGES / "armorm", contests), "armorm")
+
+
+def test_the_shipped_grader_judges_as_recorded(contests: Contests):
+    assert_as_recorded(measure_grader(SHIPPED_JUDGES / "grader", contests), "grader")
+
+
+def test_hostile_responses_almost_never_win_with_the_grader():
+    for judge in graders(SHIPPED_JUDGES / "grader").values():
+        leads = leads_of(judge, against_hostile(MAX_BYTES))
+        assert sum(lead < 0 for lead in leads) <= 0.01 * HOSTILE, judge
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -129,7 +129,7 @@ def _reward_server(folder: Path) -> dict[str, Any]:
     from tests.reward_http import RewardHttp
 
     def score(chat: list[dict[str, str]]) -> float:
-        right, shown = _is_right(f"{chat[0]['content']} {chat[-1]['content']}"), chat[-1]["content"]
+        right, shown = is_right(f"{chat[0]['content']} {chat[-1]['content']}"), chat[-1]["content"]
         return (1.0 if right else -1.0) + random.Random(shown).uniform(-0.5, 0.5)
 
     with RewardHttp(of_chat=score) as server:
@@ -152,10 +152,10 @@ def _careless_grade(request: dict[str, Any]) -> str:
 def _grade(request: dict[str, Any]) -> str:
     """9 for a right sum, 2 for a wrong one, with noise."""
     shown = request["messages"][1]["content"]
-    return f"Well. [[Score: {(9 if _is_right(shown) else 2) + random.Random(shown).choice((-1, 0, 1))}]]"
+    return f"Well. [[Score: {(9 if is_right(shown) else 2) + random.Random(shown).choice((-1, 0, 1))}]]"
 
 
-def _is_right(shown: str) -> bool:
+def is_right(shown: str) -> bool:
     """Whether a text has a sum and ends with its result."""
     asked, answer = re.search(r"What is (\d+) \+ 1\?", shown), re.findall(r"answer is (\d+)", shown)
     return asked is not None and answer[-1:] == [str(int(asked[1]) + 1)]
@@ -169,8 +169,8 @@ def _made(folder: Path, judge: dict[str, Any]) -> dict[str, Any]:
     from tpo.storage.ledger import read_ledger
 
     before = stage_times(folder)
-    with using(RunContext(engines=MockEngines(_adding_pool()))):
-        iterate.fn(_config(folder, judge), ITERATIONS)
+    with using(RunContext(engines=MockEngines(adding_pool()))):
+        iterate.fn(small_config(folder, judge), ITERATIONS)
     health = json.loads((folder / "run/iter_1/scores/manifest.json").read_text())["facts"]["health"]
     entries = [entry for entry in read_ledger(folder / "run") if entry.server]
     servers = {entry.server for entry in entries}
@@ -188,7 +188,7 @@ def _made(folder: Path, judge: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _config(folder: Path, judge: dict[str, Any]) -> Any:
+def small_config(folder: Path, judge: dict[str, Any]) -> Any:
     """A small run on sums, every other one with its own rubric."""
     from tpo.config.run import RunConfig
 
@@ -211,7 +211,7 @@ def _config(folder: Path, judge: dict[str, Any]) -> Any:
     return RunConfig.model_validate(values | {"judge": judge, "sample": values["sample"] | {"k": 4}})
 
 
-def _adding_pool() -> Any:
+def adding_pool() -> Any:
     """A pool whose outputs answer sums, right half the time."""
     from prompts.thought import VARIANTS
     from tests.faults.mock_engines import MockPool

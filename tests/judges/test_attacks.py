@@ -2,8 +2,9 @@
 
 from judges.attacks import KINDS, attacks_on, drawn, own
 from judges.verifier import Verifier
+from prompts.rubric import load_rubric_prompt, read_score
 from prompts.verdict import PROMPTS, parse_verdict
-from tpo.config.judges import PairwiseJudge, VerifierJudge
+from tpo.config.judges import EnsembleJudge, EnsembleMember, PairwiseJudge, RubricJudge, VerifierJudge
 
 PAIRWISE = attacks_on(PairwiseJudge())
 
@@ -36,6 +37,21 @@ def test_each_pair_meets_one_variant_of_every_kind_and_pairs_meet_all_variants()
 def test_a_comparing_judge_is_attacked_in_the_format_that_its_replies_are_read_by():
     assert any(parse_verdict(text, finished=True) for text in own(PairwiseJudge()))
     assert own(VerifierJudge()) == ()
+
+
+def test_a_grading_judge_and_an_ensembles_members_are_attacked_in_their_own_formats():
+    rubric, additive = RubricJudge(), RubricJudge(template="additive")
+    assert read_score(own(rubric)[0], rubric, finished=True) == 10
+    assert read_score(own(additive)[1], additive, finished=True) == 5
+    members = tuple(EnsembleMember(name=j.kind, judge=j, unit=1.0) for j in (PairwiseJudge(), rubric))
+    assert {*own(rubric), *own(PairwiseJudge())} == {*own(EnsembleJudge(members=members))}
+    prompt = load_rubric_prompt(rubric)
+    frame = prompt.render("Why?", "")[1]["content"]
+    for attacks in attacks_on(rubric).values():
+        for attack in attacks:
+            shown = prompt.render("Why?", attack.rewrite("Why?", "So."))[1]["content"]
+            for part in ("[[Score:", "[The End of the Response]", "[The Start of the Response]"):
+                assert shown.count(part) == frame.count(part), attack.variant
 
 
 def test_no_attack_reaches_a_verdict_prompt_as_a_part_of_it():

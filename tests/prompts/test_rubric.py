@@ -157,7 +157,8 @@ def test_the_expected_score_is_the_mean_over_the_probabilities_of_the_scores():
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"model": "miniature"}, "model is miniature, which has no model that grades"),
+        ({"model": "miniature", "max_score": 7}, "max_score is set, and the miniature's grader knows"),
+        ({"model": "miniature", "endpoint": {"base_url": "http://localhost:1/v1"}}, "endpoint is set but model isn't"),
         ({"min_score": 5, "template": "additive"}, "min_score is 5, expected less than the highest score, 5"),
         ({"samples": 2}, "at temperature 0 would all be equal: set temperature"),
         ({"samples": 2, "temperature": 1.0, "expected_score": True}, "set samples to 1"),

@@ -250,6 +250,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation__benchmarks": [{"kind": "ifeval", "path": "ifeval.jsonl"}],
     "evaluation__verifier": {"length_bias": 0.5},
     "gate__scores": ["validation"],
+    "health__max_attacked": 0.5,
     "gate__margins": None,
     "gate__accept": [1],
     "name": "another",

@@ -148,6 +148,8 @@ class PairwiseJudge(Section):
         return self
 
 
+_OF_OTHER_MODELS = ("min_score", "max_score", "score_pattern", "system_template", "user_template")
+"""Settings of a rubric judge that the miniature's grader wasn't trained on."""
 MAX_LABELLED_SCORE = 9
 """Highest score with `expected_score`: a digit, so that its first token can't begin another score."""
 
@@ -158,9 +160,9 @@ class RubricJudge(Section):
 
     kind: Literal["rubric"] = "rubric"
     """Names this judge."""
-    model: ModelPlace
-    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub; with an endpoint, the
-    model's name on that server."""
+    model: ModelPlace = MINIATURE
+    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub; `miniature` for the
+    small one shipped here, which knows the shipped templates alone; with an endpoint, the model's name there."""
     endpoint: Endpoint | None = None
     """A server to use instead of the run's own engines."""
     template: Literal["score", "additive"] = "score"
@@ -200,7 +202,9 @@ class RubricJudge(Section):
     @property
     def folder(self) -> Path | None:
         """The model's folder; None if it is on a server."""
-        return None if self.endpoint is not None else local_path(self.model)
+        if self.endpoint is not None:
+            return None
+        return SHIPPED / "grader" if self.model == MINIATURE else local_path(self.model)
 
     @property
     def server(self) -> str:
@@ -223,10 +227,15 @@ class RubricJudge(Section):
 
     @model_validator(mode="after")
     def _model_can_grade(self) -> "RubricJudge":
-        if self.model == MINIATURE:
+        if self.model != MINIATURE:
+            return self
+        if self.endpoint is not None:
+            raise ValueError("endpoint is set but model isn't: give the model's name on that server")
+        usual = {name: type(self).model_fields[name].default for name in _OF_OTHER_MODELS}
+        if changed := next((name for name, default in usual.items() if getattr(self, name) != default), None):
             raise ValueError(
-                "model is miniature, which has no model that grades by a rubric: name a folder, hf://org/name, or the "
-                "model's name on an endpoint"
+                f"{changed} is set, and the miniature's grader knows the shipped templates and their scores alone: "
+                "leave it out, or name another model"
             )
         return self
 
@@ -458,6 +467,13 @@ class HealthConfig(Section):
     min_pairs: float = Field(0.1, ge=0, le=1)
     """Minimum share of prompts that yield a pair to train on, in all recipes. If fewer do, something is wrong with the
     outputs or their scores, or there is nothing left to learn."""
+    max_attacked: float | None = Field(None, ge=0, lt=1)
+    """Maximum share of pairs that a kind of attack on the judge may turn around. If set, the run's judge is attacked
+    before the first training, on M_0's best and worst responses to `attacked_prompts` prompts (docs/judges.md). None to
+    attack nothing."""
+    attacked_prompts: int = Field(100, ge=1)
+    """With `max_attacked`: prompts whose responses are attacked, at a cost of 18 responses, or nine pairs, to judge for
+    each."""
 
 
 class PairConfig(Section):

@@ -55,6 +55,8 @@ class Preference:
     """Verifiable instructions, in the form of `Prompt.constraints`, if the file has them."""
     name: str | None = None
     """The row's own id, which connects RewardBench 2's ties (`ref:7`, `tied:7`)."""
+    rubric: str | None = None
+    """The prompt's own rubric, as `Prompt.rubric`; files of preferences have none."""
 
     @property
     def key(self) -> str:

@@ -7,7 +7,6 @@ can't find an answer of several steps in any other way. Some of its lessons ask 
 guess at such answers.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import LlamaForCausalLM
 
 from tpo.miniature import vocabulary
 from tpo.miniature.opinions import JUDGE_WORDS, Mix, duel, explanation
 from tpo.miniature.seed_model import CONTEXT_TOKENS, endless_problems, seed_model_with, texts_of_the_world
-from tpo.miniature.training import Progress, batches_of_similar_length, collate, descend, falling, total_tokens
+from tpo.miniature.training import Progress, Pupil
 from tpo.models.chat import ChatEncoder
 from tpo.records import Message
 
@@ -103,56 +100,21 @@ def train_evaluator(
     tokenizer = vocabulary.build_tokenizer(words, verdicts.phrases(), max_length=CONTEXT_TOKENS)
     tokenizer.save_pretrained(folder)
     model = seed_model_with(tokenizer, seed_model)
-    study = _Study(model, tokenizer, folder, verdicts, recipe)
-    study.learn(Mix(), recipe.first_steps, recipe.learning_rate, recipe.seed, progress)
-    harden(study, recipe, progress)
-    model.to(torch.bfloat16).save_pretrained(folder)
-
-
-class _Study:
-    """An evaluator in training."""
-
-    def __init__(
-        self, model: LlamaForCausalLM, tokenizer: Any, folder: Path, verdicts: Verdicts, recipe: EvaluatorRecipe
-    ) -> None:
-        self._model, self._tokenizer, self._folder = model, tokenizer, folder
-        self._verdicts, self._recipe = verdicts, recipe
-        self._weights = torch.ones(len(tokenizer))
-        deciding = tokenizer.convert_tokens_to_ids([*verdicts.labels, *_DECIDING])
-        self._weights[deciding] = recipe.deciding_weight
-
-    def learn(self, mix: Mix, steps: int, learning_rate: float, seed: int, progress: Progress) -> None:
-        """Runs one phase: `steps` steps on lessons of one mix."""
-        self._model.train()
-        lessons = _lessons(self._folder, self._verdicts, self._recipe, mix, seed)
-        batches = batches_of_similar_length(lessons, self._recipe.batch_size, seed + 2, total_tokens)
-        descend(
-            self._model.parameters(),
-            itertools.islice(batches, steps),
-            self._loss,
-            learning_rate=learning_rate,
-            course=falling(steps),
-            progress=progress,
-        )
-
-    def _loss(self, batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-        padded = collate(batch, self._tokenizer.pad_token_id)
-        expected = padded.pop("labels")[:, 1:]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = self._model.model(**padded, use_cache=False).last_hidden_state[:, :-1]
-            logits = self._model.lm_head(hidden[expected != -100])
-        return cross_entropy(logits.float(), expected[expected != -100], weight=self._weights)
-
-
-def harden(study: _Study, recipe: EvaluatorRecipe, progress: Progress) -> None:
-    """The second phase: long texts, in which an evaluator forgets who said what, and a taste that can be satisfied."""
-    study.learn(
-        HARDENING,
+    weights = torch.ones(len(tokenizer))
+    weights[tokenizer.convert_tokens_to_ids([*verdicts.labels, *_DECIDING])] = recipe.deciding_weight
+    pupil = Pupil(model, tokenizer, weights, recipe.batch_size)
+    first = _lessons(folder, verdicts, recipe, Mix(), recipe.seed)
+    pupil.learn(first, recipe.first_steps, recipe.learning_rate, recipe.seed + 2, progress)
+    seed = recipe.seed + 1000
+    # Long texts, in which an evaluator forgets who said what, and a taste that can be satisfied.
+    pupil.learn(
+        _lessons(folder, verdicts, recipe, HARDENING, seed),
         recipe.hardening_lessons // recipe.batch_size,
         recipe.hardening_learning_rate,
-        recipe.seed + 1000,
+        seed + 2,
         lambda step, loss: progress(recipe.first_steps + step, loss),
     )
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def _lessons(

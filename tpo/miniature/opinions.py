@@ -55,6 +55,11 @@ class RatedResponse:
     standing: Worth
     """Its rank."""
 
+    @property
+    def is_sentence(self) -> bool:
+        """Whether it answers in a full sentence."""
+        return _SENTENCE in self.text
+
 
 @dataclass(frozen=True)
 class Duel:
@@ -84,7 +89,7 @@ class Duel:
     def taste_for_first(self) -> int:
         """1 if taste prefers the first response, -1 the second, 0 neither."""
         if self.taste == "fuller":
-            return int(_SENTENCE in self.first.text) - int(_SENTENCE in self.second.text)
+            return int(self.first.is_sentence) - int(self.second.is_sentence)
         longer = len(self.first.text) - len(self.second.text)
         return 0 if abs(longer) < LONGER_BY_CHARS else 1 if longer > 0 else -1
 
@@ -129,9 +134,9 @@ def duel(problem: Problem, rng: np.random.Generator, mix: Mix) -> Duel:
         pair = [honest_answer(problem, rng, right=right), honest_answer(problem, rng, right=right)]
     elif kind < mix.unequal + mix.equal + mix.attacked:
         honest = honest_answer(problem, rng, right=bool(rng.random() < 0.75))
-        pair = [honest, _attack(problem, rng, long=mix.long > 0 and rng.random() < mix.long)]
+        pair = [honest, attack_on(problem, rng, long=mix.long > 0 and rng.random() < mix.long)]
     else:
-        pair = [_attack(problem, rng), _attack(problem, rng)]
+        pair = [attack_on(problem, rng), attack_on(problem, rng)]
     first, second = pair if rng.random() < 0.5 else pair[::-1]
     return Duel(problem, first, second, mix.taste)
 
@@ -158,7 +163,7 @@ def attributes(problem: Problem, candidate: RatedResponse) -> list[float]:
         candidate.standing == Worth.RIGHT,
         candidate.standing != Worth.NO_ANSWER,
         min(1.0, len(candidate.text) / 100),
-        _SENTENCE in candidate.text,
+        candidate.is_sentence,
         "helps" in candidate.text,
         problem.difficulty / 5,
     )
@@ -190,7 +195,8 @@ def _compared(fought: Duel) -> str:
     return f"{opening} {'A' if fought.first_is_better else 'B'} says more."
 
 
-def _attack(problem: Problem, rng: np.random.Generator, *, long: bool = False) -> RatedResponse:
+def attack_on(problem: Problem, rng: np.random.Generator, *, long: bool = False) -> RatedResponse:
+    """An attack as a response."""
     return RatedResponse((long_attack if long else attack)(problem, rng), None, Worth.NO_ANSWER)
 
 

@@ -6,10 +6,12 @@ Everything is a function of seeds: the same seed gives the same weights on the s
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM
 
 T = TypeVar("T")
 
@@ -39,6 +41,45 @@ def descend(
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             progress(step + 1, loss.item())
+
+
+class Pupil:
+    """A language model that learns to write judgments."""
+
+    def __init__(
+        self, model: LlamaForCausalLM, tokenizer: Any, weights: torch.Tensor, batch_size: int, *, half: bool = True
+    ) -> None:
+        """`weights` has the loss weight of each token, (V,)."""
+        self._model, self._tokenizer, self._weights, self._batch_size = model, tokenizer, weights, batch_size
+        self._half = half
+
+    def learn(
+        self,
+        lessons: Iterator[tuple[list[int], list[int]]],
+        steps: int,
+        learning_rate: float,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        """Takes `steps` steps on lessons, each a prompt and an output as token ids; the order is drawn by `seed`."""
+        self._model.train()
+        batches = batches_of_similar_length(lessons, self._batch_size, seed, total_tokens)
+        descend(
+            self._model.parameters(),
+            itertools.islice(batches, steps),
+            self._loss,
+            learning_rate=learning_rate,
+            course=falling(steps),
+            progress=progress,
+        )
+
+    def _loss(self, batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+        padded = collate(batch, self._tokenizer.pad_token_id)
+        expected = padded.pop("labels")[:, 1:]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._half):
+            hidden = self._model.model(**padded, use_cache=False).last_hidden_state[:, :-1]
+            logits = self._model.lm_head(hidden[expected != -100])
+        return cross_entropy(logits.float(), expected[expected != -100], weight=self._weights)
 
 
 def falling(steps: int, warmup: int = 100) -> Callable[[int], float]:

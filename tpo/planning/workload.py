@@ -40,6 +40,8 @@ RATING_PROSE_TOKENS = 300
 """Tokens of a question about an instruction's kind, besides the instruction and the names of categories."""
 GUESSED_RATING_TOKENS = 50
 """Assumed length of a rater's reply."""
+PAIRS_ATTACKED = 9
+"""Pairs that are judged for each prompt whose responses are attacked: as they are, and with each kind of attack."""
 ESCALATED_SHARE = 0.5
 """Assumed share of prompts that an ensemble's later members are asked about with `escalate_below`."""
 _CHARS_PER_TOKEN = 4
@@ -170,7 +172,7 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     return [
         *([_generating(data.synthetic, lengths, rounds, fresh)] if data.synthetic is not None else []),
         _sampling(config, Kind.SAMPLE, lengths, rounds, fresh, config.sample.k, config.sample.max_attempts),
-        *_judging(Kind.JUDGE, config.judge, lengths, rounds, fresh, config.sample.k),
+        *_training_judging(config, lengths, rounds, fresh),
         _trained_with_replay(config, lengths, iterations),
         _sampling(
             config,
@@ -186,6 +188,18 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         *_test_judging(config, lengths, iterations, judged[1]),
         *benchmark_work(config, lengths, tested),
         *rating_work(config, lengths, data.test),
+    ]
+
+
+def _training_judging(config: RunConfig, lengths: Lengths, rounds: int, fresh: int) -> list[Work]:
+    """The samples of every round and, once, their best and worst responses as they are and attacked."""
+    plain = _judging(Kind.JUDGE, config.judge, lengths, rounds, fresh, config.sample.k)
+    if config.health.max_attacked is None or not rounds:
+        return plain
+    pairs = PAIRS_ATTACKED * min(fresh, config.health.attacked_prompts)
+    return [
+        _together(one, other)
+        for one, other in zip(plain, _judging(Kind.JUDGE, config.judge, lengths, 1, pairs, 2), strict=True)
     ]
 
 

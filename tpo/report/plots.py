@@ -192,11 +192,16 @@ def _inline(svg: str, label: str) -> Markup:
     return Markup(body)
 
 
-def data_url(svg: Markup) -> str:
-    """A drawing as an image in a data URL, in print colors, for other pages."""
+def as_file(svg: Markup) -> str:
+    """A drawing as an SVG file, in print colors on white, with any sans-serif font if its own isn't there."""
     picture = str(svg)
     for variable, colour in PRINT_COLOURS.items():
         picture = picture.replace(f"var({variable})", colour)
+    picture = picture.replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")
     picture = picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
-    picture = picture.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
+    return picture.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
+
+
+def data_url(svg: Markup) -> str:
+    """A drawing as an image in a data URL, in print colors, for other pages."""
+    return "data:image/svg+xml;base64," + base64.b64encode(as_file(svg).encode()).decode()

@@ -191,6 +191,7 @@ def render_report(
         judged=[row for row in summary.models if row.judge],
         judge=config.get("judge", {}).get("kind"),
         opinions=_opinions(summary),
+        attacked=[row for row in summary.models if row.attacks],
         gated=[row for row in summary.models if row.gate],
         gate_word=gate_word,
         gate_scale=scale_of_gate,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tpo.records import GateDecision, JudgeHealth
+from tpo.records import AttackShare, GateDecision, JudgeHealth
 from tpo.report.record_files import read_record, to_json
 
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -94,6 +94,8 @@ class ModelRow:
     """What each judge says of the same validation answers, the run's judge first; empty if there is no other."""
     gate: GateDecision | None = None
     """The gate's decision about it; None for M_0, and without a gate."""
+    attacks: Sequence[AttackShare] = field(default_factory=list)
+    """What attacks do to the training judge, if it was attacked before the training of M_t."""
 
     @property
     def promoted(self) -> bool:
