@@ -89,14 +89,13 @@ def main() -> None:
     pool = with_actor(SamplerPool(config, ClusterConfig(), CONTEXT, room=Room()), ComparedEngine)
     model = folder_artifact(MODEL)
     try:
+        asked = writing_requests
         for row, peer, prompts, n in (
             (1, "raw", chosen.prompts, 8),
             (2, "raw", chosen.single, 1),
             (3, "transformers", chosen.few, 8),
         ):
-            _measure(
-                pool, model, row, peer, writing_requests(prompts), n, rounds=chosen.rounds, peak=peak, as_json=chosen.json
-            )
+            _measure(pool, model, row, peer, asked(prompts), n, rounds=chosen.rounds, peak=peak, as_json=chosen.json)
     finally:
         pool.close()
 
