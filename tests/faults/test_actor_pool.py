@@ -139,9 +139,19 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
     """Makes pools, and closes them at the end."""
     made = []
 
-    def call(how: str = "", count: int = 2, cpus: float = 0, concurrency: int = 1) -> ActorPool:
-        arguments = (how, str(tmp_path))
-        role = Role("doubler", Doubler, arguments, cpus=cpus, gpus=0, environment={}, concurrency=concurrency)
+    def call(
+        how: str = "", count: int = 2, cpus: float = 0, concurrency: int = 1, one_by_one: bool = False
+    ) -> ActorPool:
+        role = Role(
+            "doubler",
+            Doubler,
+            (how, str(tmp_path)),
+            cpus=cpus,
+            gpus=0,
+            environment={},
+            concurrency=concurrency,
+            one_by_one=one_by_one,
+        )
         made.append(ActorPool(role, count, room))
         return made[-1]
 
@@ -228,6 +238,16 @@ def test_actors_that_start_early_are_those_that_work(make: Make):
     assert ray.get([actor.report.remote([]) for actor in early])[0][1] == "early"
     assert doubled(pool, orders()) == DOUBLED
     assert pool.actors == early
+
+
+def test_actors_that_start_one_by_one_do_so_while_the_first_works(make: Make):
+    pool = make(count=3, one_by_one=True)
+    pool.start_early(lambda doubler: doubler.load.remote("early"), 120.0)
+    (first,) = pool.actors
+    assert doubled(pool, orders()) == DOUBLED
+    assert first in pool.actors and len(pool.actors) > 1
+    while len(pool.actors) < 3:
+        assert doubled(pool, orders()) == DOUBLED
 
 
 def test_work_continues_while_an_actor_is_replaced(make: Make, outcome: Outcome):

@@ -241,13 +241,14 @@ class ActorPool:
                 self._show()
 
     def start_early(self, call: Callable[[Any], Any], seconds: float) -> None:
-        """Requests all actors from Ray ahead of their first work, and calls each, without waiting for anything.
+        """Requests actors from Ray ahead of their first work, and calls each, without waiting for anything: all, or the
+        first if they start one by one.
 
         `seconds` is the timeout of a start, which counts once there is work.
         """
         with self._lock:
             for slot in self._slots:
-                if slot.state == "empty":
+                if slot.state == "empty" and self._may_start():
                     self._request_actor(slot, seconds)
                     if slot.actor is not None and slot.actor.handle is not None:
                         call(slot.actor.handle)
@@ -309,17 +310,24 @@ class ActorPool:
 
     def _fill_slots(self, spec: JobSpec[Any]) -> None:
         """Requests actors for empty slots and prepares the existing ones, some of which may have died unnoticed."""
-        waiting = sum(slot.state in ("empty", "requested") for slot in self._slots)
+        waiting = sum(
+            slot.state == "empty" or (slot.state == "requested" and not is_placed(slot.actor)) for slot in self._slots
+        )
         for resource in ("GPU", "CPU"):
             self._room.make(resource, waiting * self._role.amount(resource), self)
         for slot in self._slots:
             slot.failed_starts = 0
-            if slot.state == "empty":
+            if slot.state == "empty" and self._may_start():
                 self._request_actor(slot, spec.start_seconds)
             elif slot.state == "requested":  # ahead of this work
                 slot.due = time.monotonic() + spec.start_seconds
             elif slot.state == "ready":
                 self._prepare(slot, spec)
+
+    def _may_start(self) -> bool:
+        """Whether another actor may start now."""
+        starting = [slot for slot in self._slots if slot.state in ("requested", "preparing") and not slot.was_ready]
+        return not (self._role.one_by_one and starting)
 
     def _assign_jobs(self, queue: _JobQueue[Job], spec: JobSpec[Job]) -> bool:
         """Gives jobs to ready actors, the one with the fewest first; False if all jobs are done."""
@@ -365,6 +373,9 @@ class ActorPool:
         if outcome.cause is None and slot.state == "preparing":
             slot.was_ready, slot.failed_starts = True, 0
             slot.set_ready()
+            for other in self._slots:
+                if other.state == "empty" and not other.failed_starts and self._may_start():
+                    self._request_actor(other, spec.start_seconds)
         if outcome.cause is None:
             if slot.spec is not spec:
                 self._prepare(slot, spec)

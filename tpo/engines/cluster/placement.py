@@ -36,6 +36,9 @@ class Role:
     """Environment variables of its process."""
     concurrency: int = 1
     """Calls that it works on at once, each in its own thread."""
+    one_by_one: bool = False
+    """Whether the next actor starts when the one before is ready: on one machine, starts only delay each other, and the
+    first works meanwhile."""
     sleeps: bool = False
     """Whether it can sleep: it has one GPU, and a method `sleep` that frees it; its next work wakes it up."""
 

@@ -357,6 +357,7 @@ class SamplerPool:
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
             concurrency=MAX_SHARDS_AT_ONCE + 1,  # and a question about its GPUs
+            one_by_one=cluster.address is None and not on_gpu,
             sleeps=sleeps(config),
         )
         self.actor_pool = ActorPool(role, config.count, room)
