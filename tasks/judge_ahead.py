@@ -42,7 +42,7 @@ def judging_ahead(
     # A judge that only compares, with nothing else to compare with, compares the samples with themselves.
     alone = spec.purpose == "evaluate" and compares(spec.judge) and against is None
     # Two meters at once don't see each other's spending, so a budget is kept by working in turn.
-    in_turn = config.budget.is_set or alone or not is_served(spec.judge)
+    in_turn = config.budget.is_set or alone or not _is_served(spec.judge)
     if in_turn or (samples.folder / "manifest.json").exists():
         yield
         return
@@ -59,7 +59,7 @@ def judging_ahead(
         follower.join()
 
 
-def is_served(judge: JudgeConfig) -> bool:
+def _is_served(judge: JudgeConfig) -> bool:
     """Whether a judge is one model behind a server."""
     return isinstance(judge, ServedJudge) and judge.endpoint is not None
 
@@ -108,7 +108,7 @@ class _Follower(threading.Thread):
         super().__init__(daemon=True, name=f"judging ahead {spec.folder}")
         self.ended, self.interrupted = threading.Event(), threading.Event()
         self._config, self._spec, self._samples = config, spec, samples
-        self._submitted = JudgeInput(prompts, prompts, baseline)  # its samples don't exist yet, and don't count
+        self._prompts, self._baseline = prompts, baseline
         self._seen = set[int]()
 
     def run(self) -> None:
@@ -127,7 +127,7 @@ class _Follower(threading.Thread):
             if not new:
                 self.ended.wait(POLL_SECONDS)
                 continue
-            asked = asked or Asked(self._spec, self._submitted.prompts, self._submitted.baseline)
+            asked = asked or Asked(self._spec, self._prompts, self._baseline)
             judge_ = judge_ or _build(self._config, self._spec)
             shards = self._shards(asked, new)
             if shards:
@@ -146,7 +146,7 @@ class _Follower(threading.Thread):
             if most is not None and len(shards) >= most:
                 break
             self._seen.add(number)
-            stage = ahead_stage(self._config, self._spec, self._submitted, number, sha256)
+            stage = ahead_stage(self._config, self._spec, self._prompts, self._baseline, number, sha256)
             rows = self._samples.read_shard(number, sha256, SampledResponse)
             if rows is None or stage.complete() is not None:
                 continue
@@ -167,23 +167,23 @@ class JudgedAhead:
 
     def begun(self) -> list[AheadShard]:
         """The shards of samples that were being judged when the run was stopped: some replies may be there."""
-        stages = {i: self.stage(i) for i in range(len(self._sha256))}
+        stages = {i: self._stage(i) for i in range(len(self._sha256))}
         begun = [i for i, stage in stages.items() if _journal(stage).exists() and stage.complete() is None]
         return [AheadShard(self._groups.of_shard(i), stages[i]) for i in begun]
-
-    def stage(self, shard: int) -> Stage:
-        """Where the judgments of a shard of samples are."""
-        return ahead_stage(self._config, self._spec, self._submitted, shard, self._sha256[shard])
 
     def judgments(self, start: int, stop: int) -> dict[str, list[Judgment]]:
         """The judgments of the prompts whose groups are from position `start` to before `stop`, by prompt, as far as
         they are there; groups of prompts nearby may be among them."""
         found = dict[str, list[Judgment]]()
         for shard in self._groups.shards_between(start, stop) if self._is_there else ():
-            if (done := self.stage(shard).complete()) is not None:
+            if (done := self._stage(shard).complete()) is not None:
                 for row in stream_rows(done, Judgment):
                     found.setdefault(row.prompt_id, []).append(row)
         return found
+
+    def _stage(self, shard: int) -> Stage:
+        prompts, baseline = self._submitted.prompts, self._submitted.baseline
+        return ahead_stage(self._config, self._spec, prompts, baseline, shard, self._sha256[shard])
 
 
 def remove_judged_ahead(config: RunConfig, spec: SamplingSpec) -> None:

@@ -31,13 +31,15 @@ _OF_SCORES = frozenset({"ridge", "length_bias", "weight", "unit", "veto_below", 
 
 def judgments_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> Stage:
     """A judge's judgments of some samples."""
-    inputs, values = _judged_inputs(spec, submitted), _judgment_values(config, spec)
+    inputs, values = _inputs_of(spec, submitted), _judgment_values(config, spec)
     return Stage(config.root, f"{spec.folder}/judgments", Judgment, inputs=inputs, config=values)
 
 
-def ahead_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, shard: int, sha256: str) -> Stage:
-    """The judgments of one shard of samples, which is its content; `submitted.samples` doesn't count."""
-    inputs = _judged_inputs(spec, submitted) | {"samples": External(sha256)}
+def ahead_stage(
+    config: RunConfig, spec: SamplingSpec, prompts: Artifact, baseline: Artifact | None, shard: int, sha256: str
+) -> Stage:
+    """The judgments of shard number `shard` of some samples, which its content stands for."""
+    inputs = _judged_inputs(spec, External(sha256), prompts, baseline)
     folder = f"{spec.folder}/{AHEAD}/{shard:05d}"
     return Stage(config.root, folder, Judgment, inputs=inputs, config=_judgment_values(config, spec))
 
@@ -49,7 +51,7 @@ def scores_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, j
         config.root,
         f"{spec.folder}/scores",
         Score,
-        inputs=_judged_inputs(spec, submitted) | {"judgments": judgments},
+        inputs=_inputs_of(spec, submitted) | {"judgments": judgments},
         config=stage.config | {"judge": _judge_values(config, spec.judge)},
     )
 
@@ -59,10 +61,16 @@ def _judgment_values(config: RunConfig, spec: SamplingSpec) -> dict[str, Any]:
     return {"judge": judge, "with_errors": spec.purpose == "evaluate"}
 
 
-def _judged_inputs(spec: SamplingSpec, submitted: JudgeInput) -> dict[str, Artifact | External]:
-    inputs = _judge_inputs(spec.judge) | {"samples": submitted.samples, "prompts": submitted.prompts}
-    if submitted.baseline is not None and compares(spec.judge):
-        inputs["baseline"] = submitted.baseline
+def _inputs_of(spec: SamplingSpec, submitted: JudgeInput) -> dict[str, Artifact | External]:
+    return _judged_inputs(spec, submitted.samples, submitted.prompts, submitted.baseline)
+
+
+def _judged_inputs(
+    spec: SamplingSpec, samples: Artifact | External, prompts: Artifact, baseline: Artifact | None
+) -> dict[str, Artifact | External]:
+    inputs = _judge_inputs(spec.judge) | {"samples": samples, "prompts": prompts}
+    if baseline is not None and compares(spec.judge):
+        inputs["baseline"] = baseline
     return inputs
 
 

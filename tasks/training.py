@@ -73,7 +73,8 @@ def _train(
 ) -> Sequence[Epoch]:
     part, steps = stage.name.removesuffix("/train"), training.steps(len(rows))
     metrics = run_context().metrics
-    load = _load(config, training, stage, model, rows)
+    tokens = sum(map(_tokens, rows))
+    load = _load(config, training, stage, model, rows, tokens)
     job = TrainingJob(
         model,
         rows,
@@ -93,7 +94,7 @@ def _train(
     ):
         meter.check()
         speed = _Speed(load, show, metrics.advanced)
-        count = _Steps(rows, training, meter, speed, fresh=not trainer_folder(stage.folder).exists())
+        count = _Steps(len(rows), tokens, training, meter, speed, fresh=not trainer_folder(stage.folder).exists())
         try:
             epochs = engines_of_run().train_model(
                 job,
@@ -115,17 +116,17 @@ class _Steps:
 
     def __init__(
         self,
-        rows: Collection[Pair | Demonstration],
+        rows: int,
+        tokens: int,
         training: TrainingConfig,
         meter: Meter,
         speed: "_Speed",
         *,
         fresh: bool,
     ) -> None:
-        an_epoch = -(-len(rows) // training.batch_size)
+        an_epoch = -(-rows // training.batch_size)
         self._share = 1 / max(1, an_epoch)
-        self._rows = len(rows)
-        self._tokens = sum(map(_tokens, rows))
+        self._rows, self._tokens = rows, tokens
         self._meter = meter
         self._speed = speed
         self._reached = 0 if fresh else None
@@ -191,9 +192,15 @@ class _Speed:
 
 
 def _load(
-    config: RunConfig, training: TrainingConfig, stage: Stage, model: Path, rows: Collection[Pair | Demonstration]
+    config: RunConfig,
+    training: TrainingConfig,
+    stage: Stage,
+    model: Path,
+    rows: Collection[Pair | Demonstration],
+    tokens: int,
 ) -> TrainingLoad:
-    """The arithmetic of a training; says once why there is no MFU, unless it runs on CPUs."""
+    """The arithmetic of a training on rows of `tokens` tokens in all; says once why there is no MFU, unless it runs on
+    CPUs."""
     gpu = device_name(config, "gpu") if config.trainer.device == "gpu" else None
     try:
         shape = find_model(model).shape
@@ -207,7 +214,7 @@ def _load(
     return training_load(
         rows,
         training,
-        tokens=sum(map(_tokens, rows)),
+        tokens=tokens,
         shape=shape,
         gpu=gpu,
         workers=config.trainer.workers,

@@ -8,7 +8,7 @@ are applied again, since the run folder only counts the reasons.
 import itertools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,8 +99,7 @@ class _PromptColumns:
         self._rows = rows
         self._categories = _Codes()
         self._judged, self._against = _verdict_columns(rows)
-        names = ("id", "text", "category", "difficulty", "turns", "shard", "judged", "contradicted", "misordered")
-        self.columns: dict[str, list[Any]] = {name: [] for name in names}
+        self.columns = defaultdict[str, list[Any]](list)
 
     def add(self, shard: int, groups: _Groups) -> None:
         """Takes the prompts of a shard."""
@@ -161,8 +160,7 @@ class _SampleColumns:
         self._rows = rows
         self._config = config
         self._errors, self._unscored = _Codes(), _Codes()
-        names = ("tries", "error", "score", "unscored", "correct", "controlled", "change")
-        self._columns: dict[str, list[Any]] = {name: [] for name in (*self._ALWAYS, *names)}
+        self._columns = defaultdict[str, list[Any]](list, {name: [] for name in self._ALWAYS})
 
     def add(self, groups: _Groups) -> None:
         """Takes the samples of a shard."""

@@ -89,13 +89,13 @@ def main() -> None:
     pool = with_actor(SamplerPool(config, ClusterConfig(), CONTEXT, room=Room()), ComparedEngine)
     model = folder_artifact(MODEL)
     try:
-        asked = writing_requests
         for row, peer, prompts, n in (
             (1, "raw", chosen.prompts, 8),
             (2, "raw", chosen.single, 1),
             (3, "transformers", chosen.few, 8),
         ):
-            _measure(pool, model, row, peer, asked(prompts), n, rounds=chosen.rounds, peak=peak, as_json=chosen.json)
+            requests = writing_requests(prompts)
+            _measure(pool, model, row, peer, requests, n, rounds=chosen.rounds, peak=peak, as_json=chosen.json)
     finally:
         pool.close()
 

@@ -1,22 +1,13 @@
 """Claims about the chat client against a real vLLM server on the shipped seed model."""
 
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.vllm_server import VllmServer
 from tpo.config.base import SHIPPED_SEED_MODEL, Endpoint
-from tpo.config.resources import EngineConfig
-from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.chat_client import ChatClient, RefusedChat
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
@@ -33,56 +24,13 @@ CHATS = [
 ]
 
 
-class Server:
-    """vLLM's own server in a subprocess."""
-
-    def __init__(self, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._log = log
-        command = [
-            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"),
-            *("--port", str(self._port), "--model", str(SHIPPED_SEED_MODEL), "--served-model-name", "judge"),
-            *("--dtype", "float32", "--max-model-len", str(CONTEXT), "--max-num-batched-tokens", "8192"),
-            *("--enforce-eager", "--no-enable-chunked-prefill", "--generation-config", "vllm"),
-        ]
-        environment = {**os.environ, **engine_environment(EngineConfig()), "VLLM_API_KEY": KEY}
-        with log.open("w") as output:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
-
-    def wait(self, seconds: float) -> None:
-        """Waits until it answers."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
-        pytest.fail(f"no server after {seconds} s: {self._log.read_text()[-3000:]}")
-
-    def kill(self) -> None:
-        """Kills it and its engine: on SIGTERM it would first answer what was asked."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server") / "log")
-    try:
-        server.wait(600)
-        yield server
-    finally:
-        server.kill()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    arguments = ["--max-model-len", str(CONTEXT), "--max-num-batched-tokens", "8192"]
+    arguments += ["--no-enable-chunked-prefill", "--generation-config", "vllm"]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with VllmServer(SHIPPED_SEED_MODEL, "judge", log, *arguments, key=KEY) as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +38,11 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
-def client(server: Server, model: str = "judge", *, structured_outputs: bool = True, retries: int = 8) -> ChatClient:
+def client(
+    server: VllmServer, model: str = "judge", *, structured_outputs: bool = True, retries: int = 8
+) -> ChatClient:
     endpoint = Endpoint(
-        base_url=server.base_url,
+        base_url=f"{server.address}/v1",
         key_variable="JUDGE_KEY",
         structured_outputs=structured_outputs,
         retries=retries,
@@ -108,23 +58,23 @@ def replies(client: ChatClient, decoding: Decoding) -> list[Reply]:
     return [reply for reply in answered if isinstance(reply, Reply)]
 
 
-def test_free_replies_are_the_models_own(server: Server):
+def test_free_replies_are_the_models_own(server: VllmServer):
     found = replies(client(server), Decoding(40))
     assert [reply.text for reply in found] == [_by_transformers(chat, 40) for chat in CHATS]
     assert all(reply.finished and reply.input_tokens > 5 and reply.output_tokens > 1 for reply in found)
 
 
-def test_a_reply_cut_by_the_limit_is_not_finished(server: Server):
+def test_a_reply_cut_by_the_limit_is_not_finished(server: VllmServer):
     assert not any(reply.finished for reply in replies(client(server), Decoding(2)))
 
 
-def test_structured_outputs_limit_a_reply_to_a_label(server: Server):
+def test_structured_outputs_limit_a_reply_to_a_label(server: VllmServer):
     found = replies(client(server), Decoding(8, LABELS))
     assert {reply.text for reply in found} <= set(LABELS)
     assert all(reply.finished and reply.label_logprobs is None for reply in found)
 
 
-def test_probabilities_are_those_of_transformers(server: Server):
+def test_probabilities_are_those_of_transformers(server: VllmServer):
     found = replies(client(server), Decoding(8, LABELS, probabilities=True))
     for chat, reply in zip(CHATS, found, strict=True):
         assert reply.label_logprobs is not None and all(map(math.isfinite, reply.label_logprobs))
@@ -132,19 +82,19 @@ def test_probabilities_are_those_of_transformers(server: Server):
         assert reply.text == LABELS[reply.label_logprobs.index(max(reply.label_logprobs))]
 
 
-def test_a_chat_that_is_too_long_is_refused_and_the_next_one_answered(server: Server):
+def test_a_chat_that_is_too_long_is_refused_and_the_next_one_answered(server: VllmServer):
     chats = [[Message(role="user", content="hello " * CONTEXT)], CHATS[0]]
     found = dict(client(server).ask(chats, Decoding(8)))
     assert isinstance(found[0], RefusedChat) and "maximum context length is 512" in found[0].reason
     assert isinstance(found[1], Reply)
 
 
-def test_the_check_passes(server: Server):
+def test_the_check_passes(server: VllmServer):
     client(server).check()
     client(server, structured_outputs=False).check()
 
 
-def test_an_unknown_model_and_a_wrong_key_fail_the_check(server: Server, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_model_and_a_wrong_key_fail_the_check(server: VllmServer, monkeypatch: pytest.MonkeyPatch):
     started = time.monotonic()
     with pytest.raises(InputError, match=r"model 'other' at .* 404: .*name a model that is served there"):
         client(server, "other").check()
@@ -154,7 +104,7 @@ def test_an_unknown_model_and_a_wrong_key_fail_the_check(server: Server, monkeyp
     assert time.monotonic() - started < 10
 
 
-def test_a_server_that_dies_stops_the_stage_after_its_retries(server: Server):
+def test_a_server_that_dies_stops_the_stage_after_its_retries(server: VllmServer):
     answers = client(server, retries=2).ask(CHATS * 50, Decoding(40))
     next(answers)
     server.kill()

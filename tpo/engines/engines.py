@@ -54,10 +54,6 @@ class Engines:
         """The pool for these settings, as `SamplerPool` has them."""
         from tpo.engines.inference.sampler import SamplerPool
 
-        if cluster.address is None:
-            cpus /= (
-                config.count
-            )  # On this machine alone, engines are idle while others work: together they count as one.
         key = (config, cluster, context_tokens, cpus, forcing)
         return self._kept(
             self._sampler_pools,

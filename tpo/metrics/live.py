@@ -154,10 +154,8 @@ class Metrics:
         """A line of the ledger."""
         with self._lock:
             self._count(work, answers=answers, tokens_in=tokens_in, tokens_out=tokens_out, seconds=seconds)
-            # A judge may work beside the stage that is shown.
-            if (
-                work == self._work and work != "train" and (tokens_in or tokens_out)
-            ):  # A training reports every step, see `advanced`.
+            # A training reports every step, see `advanced`; a judge may work beside the stage that is shown.
+            if work == self._work != "train" and (tokens_in or tokens_out):
                 self.advanced(tokens_out if work.endswith("sample") else tokens_in + tokens_out)
 
     def _count(self, work: str, *, answers: int, tokens_in: int, tokens_out: int, seconds: float) -> None:

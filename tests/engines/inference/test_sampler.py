@@ -3,11 +3,12 @@ them."""
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo.config.resources import EngineConfig
-from tpo.engines.inference.sampler import MAX_SHARDS_AT_ONCE, request_seed, shards_at_once
+from tpo.config.resources import ClusterConfig, EngineConfig
+from tpo.engines.inference.sampler import MAX_SHARDS_AT_ONCE, cpus_each, request_seed, shards_at_once
 
 
 @given(st.lists(st.one_of(st.integers(), st.text())))
@@ -42,3 +43,15 @@ def test_no_engine_holds_more_than_its_part_of_the_shards():
     engines = EngineConfig(max_num_seqs=256, count=4)
     assert shards_at_once(engines, 25, 8) == 2
     assert shards_at_once(engines, 25, 1) == shards_at_once(engines, 25, 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "tensor_parallel", "here", "elsewhere"), [(1, 1, 1, 1), (2, 1, 0.5, 1), (4, 2, 0.5, 2), (2, 3, 1.5, 3)]
+)
+def test_engines_of_one_machine_take_as_many_cpus_as_one(
+    count: int, tensor_parallel: int, here: float, elsewhere: float
+):
+    config = EngineConfig(count=count, tensor_parallel=tensor_parallel)
+    assert cpus_each(config, ClusterConfig(), 1.0) == here
+    assert cpus_each(config, ClusterConfig(address="ray://head:10001"), 1.0) == elsewhere
+    assert cpus_each(config, ClusterConfig(), 0.0) == 0

@@ -328,6 +328,15 @@ class Engine:
             return difference(found, probe, model.path, dtype, in_fp8=in_fp8)
 
 
+def cpus_each(config: EngineConfig, cluster: ClusterConfig, cpus: float) -> float:
+    """Ray's CPUs that each CPU engine takes, with `cpus` for each of its ranks.
+
+    On this machine alone, engines are idle while others work, so all together take as many as one: then they needn't
+    make way for training workers.
+    """
+    return cpus * config.tensor_parallel / (config.count if cluster.address is None else 1)
+
+
 class SamplerPool:
     """Engines that share the work of a run; started at first use, kept until `close`.
 
@@ -353,7 +362,7 @@ class SamplerPool:
             name="engine",
             make=Engine,
             arguments=(config, context_tokens, forcing),
-            cpus=0 if on_gpu else cpus * config.tensor_parallel,
+            cpus=0 if on_gpu else cpus_each(config, cluster, cpus),
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
             concurrency=MAX_SHARDS_AT_ONCE + 1,  # and a question about its GPUs
