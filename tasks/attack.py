@@ -18,7 +18,7 @@ from tasks.handles import JudgedSamples, JudgeInput, SamplingSpec
 from tasks.judge_numbers import Attacked, Opinions, attack_rows
 from tasks.preferences import store_preferences
 from tasks.stage import begin, stage_task
-from tpo.config.judges import JudgeConfig, least_margin
+from tpo.config.judges import JudgeConfig, least_margin, scores_alone
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.preference_files import Preference
@@ -32,9 +32,7 @@ from tpo.storage.store import Stage, complete_artifact, read_rows, stream_rows
 @stage_task("attack", run_name="attacks for {folder}")
 def attack(config: RunConfig, folder: str, prompts: Artifact, answers: JudgedSamples) -> JudgeInput:
     """Pairs of `answers` to `prompts`, as they are and attacked, for the judge to score."""
-    plain, attacked = _attacked(config, prompts, answers)
-    rows = {row.key: row for row in (*plain, *(each.pair for each in attacked))}
-    return store_preferences(config.root, folder, list(rows.values()))
+    return store_preferences(config.root, folder, asked_about(_attacked(config, prompts, answers), plain_too=True))
 
 
 @stage_task("withstand", run_name="shares of {folder}")
@@ -51,7 +49,7 @@ def withstand(
     """
     stage = shares_stage(config, folder, judged)
     if (done := stage.complete()) is None:
-        _, attacked = _attacked(config, prompts, answers)
+        attacked = _attacked(config, prompts, answers)
         judgments = complete_artifact(config.root / folder / "judgments")
         said = Opinions(read_rows(judgments, Judgment), read_rows(judged.scores, Score))
         shares = [_as_share(kind, row) for kind, row in attack_rows(attacked, said, said).items()]
@@ -81,22 +79,37 @@ def shares_stage(config: RunConfig, folder: str, judged: JudgedSamples) -> Stage
     return Stage(config.root, f"{folder}/shares", AttackShare, inputs=inputs, config={})
 
 
-def attacked_pairs(judge: JudgeConfig, rows: Iterable[Preference]) -> list[Attacked]:
+def attacked_pairs(judge: JudgeConfig, rows: Iterable[Preference], *, plain_too: bool) -> list[Attacked]:
     """Each prompt's first better response against its first worse one, attacked in every kind of way.
 
+    A judge that scores each response alone sees a prompt's better response once, with all attacks; others see each
+    pair by itself. `plain_too` says whether it is to see the rows without attacks, too, rather than having seen them.
     Prompts of RewardBench 2's ties are left out.
     """
-    attacks = attacks_on(judge)
+    attacks, alone = attacks_on(judge), scores_alone(judge)
     found = []
     for row in rows:
         if row.counts_ties:
             continue
-        better, worse = row.better[0], row.worse[0]
-        for each in drawn(attacks, row.key):
-            text = each.rewrite(row.instruction, worse)
-            if text != better:
-                found.append(Attacked(row, each, replace(row, better=(better,), worse=(text,), name=None)))
+        texts = [(each, each.rewrite(row.instruction, row.worse[0])) for each in drawn(attacks, row.key)]
+        pairs = [
+            (each, replace(row, better=row.better[:1], worse=(text,), name=None))
+            for each, text in texts
+            if text not in row.better
+        ]
+        shown = [*(row.worse if plain_too else ()), *(pair.worse[0] for _, pair in pairs)]
+        together = replace(row, worse=tuple(dict.fromkeys(shown)), name=None)
+        found += [
+            Attacked(row, each, pair, together if alone and plain_too else row, together if alone else pair)
+            for each, pair in pairs
+        ]
     return found
+
+
+def asked_about(attacked: Sequence[Attacked], *, plain_too: bool) -> list[Preference]:
+    """What the judge is asked about, each once: what it sees the attacks in and, with `plain_too`, the rows without."""
+    asked = [row for each in attacked for row in ((each.plain_in, each.pair_in) if plain_too else (each.pair_in,))]
+    return list({row.key: row for row in asked}.values())
 
 
 def best_and_worst(
@@ -129,17 +142,14 @@ def best_and_worst(
             )
 
 
-def _attacked(
-    config: RunConfig, prompts: Artifact, answers: JudgedSamples
-) -> tuple[Sequence[Preference], Sequence[Attacked]]:
+def _attacked(config: RunConfig, prompts: Artifact, answers: JudgedSamples) -> Sequence[Attacked]:
     pairs = best_and_worst(
         stream_rows(prompts, Prompt),
         stream_rows(answers.samples, Sample),
         stream_rows(answers.scores, Score),
         least_margin(config.pair, config.judge),
     )
-    plain = list(itertools.islice(pairs, config.health.attacked_prompts))
-    return plain, attacked_pairs(config.judge, plain)
+    return attacked_pairs(config.judge, itertools.islice(pairs, config.health.attacked_prompts), plain_too=True)
 
 
 def check_attacks(shares: Sequence[AttackShare], maximum: float | None, stage: str) -> None:

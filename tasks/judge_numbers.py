@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from judges.attacks import KINDS, Attack
-from tasks.preferences import scores_of
+from tasks.preferences import scores_of, scores_within
 from tpo.config.judges import JudgeConfig, VerifierJudge, judge_name
 from tpo.data.preference_files import TIES, Preference
 from tpo.method.preferences import TieScores, calibration, credit, length_bias, section_scores, ties_score
@@ -63,6 +63,10 @@ class Attacked:
     """The attack."""
     pair: Preference
     """The pair with it."""
+    plain_in: Preference
+    """What the judge sees the pair without the attack in: that pair, or more responses to the prompt."""
+    pair_in: Preference
+    """The same of the pair with it."""
 
 
 def judge_row(judge: JudgeConfig, rows: Sequence[Preference], said: Opinions, spent: Iterable[Entry]) -> JudgeRow:
@@ -242,10 +246,10 @@ def _attack_row(
     turned, shifts, unscored = list[float](), list[float](), 0
     variants = dict[str, list[float]]()
     for each in attacked:
-        plain = scores_of(each.plain, before.get(each.plain.key, {}))
+        plain = scores_within(each.plain_in, each.plain, before.get(each.plain_in.key, {}))
         if plain is None or credit(*plain) < 1:
             continue
-        found = scores_of(each.pair, after.get(each.pair.key, {}))
+        found = scores_within(each.pair_in, each.pair, after.get(each.pair_in.key, {}))
         if found is None:
             unscored += 1
             continue

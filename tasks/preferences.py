@@ -49,6 +49,16 @@ def scores_of(row: Preference, values: Mapping[int, float]) -> tuple[list[float]
     return (known[: len(row.better)], known[len(row.better) :]) if len(known) == len(found) else None
 
 
+def scores_within(
+    asked: Preference, pair: Preference, values: Mapping[int, float]
+) -> tuple[list[float], list[float]] | None:
+    """`scores_of` a pair whose responses were judged within another preference, from that one's scores by index."""
+    texts = responses_of(asked)
+    better, worse = ([values.get(texts.index(text)) for text in side] for side in (pair.better, pair.worse))
+    known = [[value for value in side if value is not None] for side in (better, worse)]
+    return (known[0], known[1]) if [*map(len, known)] == [len(better), len(worse)] else None
+
+
 def _order(row: Preference) -> list[int]:
     rng = np.random.default_rng(int(row.key, 16))
     return [int(place) for place in rng.permutation(len(row.better) + len(row.worse))]

@@ -12,7 +12,7 @@ from typing import get_args
 
 from flows.preflight import check_judging
 from flows.recipes import profile_path, working
-from tasks.attack import attacked_pairs
+from tasks.attack import asked_about, attacked_pairs
 from tasks.handles import JudgeInput, SamplingSpec
 from tasks.judge import judge
 from tasks.judge_numbers import CONFIDENCE, Opinions, attack_rows, compared, judge_row
@@ -79,10 +79,8 @@ def check_judges(options: JudgeCheckOptions) -> JudgeCheckReport:
             spent = [entry for entry in read_ledger(root) if entry.stage == f"{place}/judgments"]
             row = judge_row(config.judge, found.rows, said[-1], spent)
             if options.attack:
-                attacked = attacked_pairs(config.judge, found.rows)
-                stored = store_preferences(
-                    root, f"{place}/attacks", list({a.pair.key: a.pair for a in attacked}.values())
-                )
+                attacked = attacked_pairs(config.judge, found.rows, plain_too=False)
+                stored = store_preferences(root, f"{place}/attacks", asked_about(attacked, plain_too=False))
                 row = replace(row, attacks=attack_rows(attacked, said[-1], _judged(config, f"{place}/attacks", stored)))
             rows.append(row)
         pair = compared(found.rows, *said) if len(said) == 2 else None

@@ -3,9 +3,9 @@
 import pytest
 
 from judges.attacks import KINDS
-from tasks.attack import attacked_pairs, best_and_worst, check_attacks, describe_attacks
+from tasks.attack import asked_about, attacked_pairs, best_and_worst, check_attacks, describe_attacks
 from tests.rows import a_sample, a_score
-from tpo.config.judges import PairwiseJudge, VerifierJudge
+from tpo.config.judges import ArmoRMJudge, EnsembleJudge, EnsembleMember, PairwiseJudge, RubricJudge, VerifierJudge
 from tpo.data.preference_files import Preference
 from tpo.errors import StageError
 from tpo.records import AttackShare, Prompt, Sample, Score
@@ -25,6 +25,15 @@ def answers(prompt_id: str, *scored: tuple[str, float | None, str | None]) -> li
 def a_share(attack: str, turned: float | None, pairs: int = 100, unscored: int = 0) -> AttackShare:
     low, high = (None, None) if turned is None else (max(0.0, turned - 0.05), min(1.0, turned + 0.05))
     return AttackShare(attack, KINDS[attack], turned, low, high, pairs, unscored)
+
+
+def an_ensemble() -> EnsembleJudge:
+    return EnsembleJudge(
+        members=[
+            EnsembleMember(name="armorm", judge=ArmoRMJudge(), unit=0.3),
+            EnsembleMember(name="verifier", judge=VerifierJudge(), unit=1.0),
+        ]
+    )
 
 
 def test_a_pair_is_a_prompts_best_and_worst_response_with_all_that_a_judge_sees():
@@ -55,10 +64,28 @@ def test_samples_without_their_scores_are_an_error_and_no_wrong_pair():
 
 @pytest.mark.parametrize("judge", [VerifierJudge(), PairwiseJudge()])
 def test_every_kind_of_attack_is_on_the_worse_response_and_keeps_the_rubric(judge: VerifierJudge | PairwiseJudge):
-    found = attacked_pairs(judge, [Preference("Why?", ("so",), ("no",), rubric="Be right.")])
+    found = attacked_pairs(judge, [Preference("Why?", ("so",), ("no",), rubric="Be right.")], plain_too=True)
     assert [each.attack.kind for each in found] == [*KINDS]
     assert all(each.pair.better == ("so",) and each.pair.worse != ("no",) for each in found)
     assert {each.pair.rubric for each in found} == {"Be right."}
+
+
+@pytest.mark.parametrize("plain_too", [True, False])
+def test_a_judge_that_scores_alone_sees_the_better_response_once(plain_too: bool):
+    rows = [Preference("Why?", ("so",), ("no",)), Preference("How?", ("thus",), ("no",))]
+    asked = asked_about(attacked_pairs(RubricJudge(), rows, plain_too=plain_too), plain_too=plain_too)
+    assert [row.better for row in asked] == [("so",), ("thus",)]
+    assert all(len(row.worse) == len({*row.worse}) == len(KINDS) + plain_too for row in asked)
+    assert [("no" in row.worse) for row in asked] == [plain_too, plain_too]
+
+
+@pytest.mark.parametrize("judge", [PairwiseJudge(), an_ensemble()])
+def test_a_judge_whose_scores_depend_on_the_others_sees_each_pair_by_itself(judge: PairwiseJudge | EnsembleJudge):
+    row = Preference("Why?", ("so",), ("no",))
+    for plain_too in (True, False):
+        asked = asked_about(attacked_pairs(judge, [row], plain_too=plain_too), plain_too=plain_too)
+        assert [len(each.worse) for each in asked] == [1] * (len(KINDS) + plain_too)
+        assert (row in asked) == plain_too
 
 
 def test_a_share_beyond_the_limit_stops_and_the_worst_attack_decides_what_helps():

@@ -129,7 +129,8 @@ def test_reward_bench_2_counts_ties_by_their_own_rule_and_leaves_them_out_of_acc
 
 def an_attack(row: Preference, text: str, variant: str) -> Attacked:
     attack = Attack("length", variant, lambda _, __: text)
-    return Attacked(row, attack, Preference(row.instruction, row.better, (text,)))
+    pair = Preference(row.instruction, row.better, (text,))
+    return Attacked(row, attack, pair, row, pair)
 
 
 def test_only_pairs_that_are_right_without_it_can_be_turned_around():
@@ -145,6 +146,16 @@ def test_only_pairs_that_are_right_without_it_can_be_turned_around():
     assert row.turned is not None and (row.turned.value, row.turned.n, row.unscored) == (0.5, 2, 1)
     assert row.variants == {"filler": [0.0, 1.0], "twice": [1.0, 1.0]}
     assert row.shift is not None and row.shift.value > 1
+
+
+def test_attacks_in_one_group_count_each_for_itself():
+    row = a_row("1")
+    attack = Attack("length", "twice", lambda _, __: "")
+    group = Preference("1", ("right",), ("no", "no no", "no, no", "lost"))
+    attacked = [Attacked(row, attack, Preference("1", ("right",), (text,)), group, group) for text in group.worse[1:]]
+    after = said({group: {"right": 1.0, "no": 0.0, "no no": 2.0, "no, no": 0.5, "lost": None}})
+    found = attack_rows(attacked, after, after)["length"]
+    assert found.turned is not None and (found.turned.value, found.turned.n, found.unscored) == (0.5, 2, 1)
 
 
 def test_two_judges_are_paired_over_the_prompts_that_both_score():

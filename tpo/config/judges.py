@@ -423,6 +423,12 @@ def compares(judge: JudgeConfig) -> bool:
     return all(isinstance(member, PairwiseJudge) for member in members_of(judge))
 
 
+def scores_alone(judge: JudgeConfig) -> bool:
+    """Whether a response's score doesn't depend on the prompt's other responses: a judge that compares and an
+    ensemble, whose members' scores are standardized within a prompt, need them."""
+    return not isinstance(judge, PairwiseJudge | EnsembleJudge)
+
+
 def judge_name(judge: JudgeConfig) -> str:
     """A judge as tables and exports name it: its kind, and its model or rule."""
     if isinstance(judge, VerifierJudge):
@@ -472,8 +478,8 @@ class HealthConfig(Section):
     before the first training, on M_0's best and worst responses to `attacked_prompts` prompts (docs/judges.md). None to
     attack nothing."""
     attacked_prompts: int = Field(100, ge=1)
-    """With `max_attacked`: prompts whose responses are attacked, at a cost of 18 responses, or nine pairs, to judge for
-    each."""
+    """With `max_attacked`: prompts whose responses are attacked, at a cost of 10 responses to judge for each, or of nine
+    pairs if the judge compares or is an ensemble."""
 
 
 class PairConfig(Section):

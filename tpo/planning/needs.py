@@ -26,7 +26,7 @@ from tpo.config.judges import (
 from tpo.config.recipes import SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
-from tpo.planning.workload import PAIRS_ATTACKED
+from tpo.planning.workload import attacked_groups
 
 ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge | RubricJudge
 """A judge that is a model."""
@@ -80,8 +80,7 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
         + config.data.count * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN
     )
     if 1 in iterations and config.health.max_attacked is not None:
-        attacked = PAIRS_ATTACKED * min(config.data.count, config.health.attacked_prompts)
-        rows += _answers(config, attacked, 2, config.judge)
+        rows += _answers(config, *attacked_groups(config, config.data.count), config.judge)
     if 0 in iterations:
         rows += _answers(config, config.data.validation, 1, config.judge)
         rows += 2 * _answers(config, config.data.test, 1, config.evaluation.judge)

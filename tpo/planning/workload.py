@@ -24,6 +24,7 @@ from tpo.config.judges import (
     VerifierJudge,
     compares,
     members_of,
+    scores_alone,
 )
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
@@ -40,7 +41,7 @@ RATING_PROSE_TOKENS = 300
 """Tokens of a question about an instruction's kind, besides the instruction and the names of categories."""
 GUESSED_RATING_TOKENS = 50
 """Assumed length of a rater's reply."""
-PAIRS_ATTACKED = 9
+_PAIRS_ATTACKED = 9
 """Pairs that are judged for each prompt whose responses are attacked: as they are, and with each kind of attack."""
 ESCALATED_SHARE = 0.5
 """Assumed share of prompts that an ensemble's later members are asked about with `escalate_below`."""
@@ -196,11 +197,14 @@ def _training_judging(config: RunConfig, lengths: Lengths, rounds: int, fresh: i
     plain = _judging(Kind.JUDGE, config.judge, lengths, rounds, fresh, config.sample.k)
     if config.health.max_attacked is None or not rounds:
         return plain
-    pairs = PAIRS_ATTACKED * min(fresh, config.health.attacked_prompts)
-    return [
-        _together(one, other)
-        for one, other in zip(plain, _judging(Kind.JUDGE, config.judge, lengths, 1, pairs, 2), strict=True)
-    ]
+    attacks = _judging(Kind.JUDGE, config.judge, lengths, 1, *attacked_groups(config, fresh))
+    return [_together(one, other) for one, other in zip(plain, attacks, strict=True)]
+
+
+def attacked_groups(config: RunConfig, prompts: int) -> tuple[int, int]:
+    """How many groups of how many responses a judge is asked about that is attacked on some of `prompts` prompts."""
+    attacked = min(prompts, config.health.attacked_prompts)
+    return (attacked, 1 + _PAIRS_ATTACKED) if scores_alone(config.judge) else (_PAIRS_ATTACKED * attacked, 2)
 
 
 def _test_judging(config: RunConfig, lengths: Lengths, iterations: int, tested: int) -> list[Work]:
