@@ -47,11 +47,9 @@ def judge(
     Raises `StageError` if the judge of training samples is beyond a limit of `config.health`.
     """
     submitted = JudgeInput(samples, prompts, baseline)
+    if (done := judged(config, spec, submitted)) is not None:
+        return done
     judgments = judgments_stage(config, spec, submitted).complete()
-    if judgments is not None:
-        done = scores_stage(config, spec, submitted, judgments).complete()
-        if done is not None:
-            return JudgedSamples(samples, done)
     groups = StoredGroups(spec, submitted)
     judge_ = build_judge(
         spec.judge,
@@ -76,6 +74,13 @@ def judge(
     say(f"{stage.name}: {describe_health(health)}")
     remove_judged_ahead(config, spec)
     return JudgedSamples(samples, artifact)
+
+
+def judged(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> JudgedSamples | None:
+    """The scores of what is submitted if they are there, otherwise None; the judge isn't needed."""
+    judgments = judgments_stage(config, spec, submitted).complete()
+    scores = None if judgments is None else scores_stage(config, spec, submitted, judgments).complete()
+    return None if scores is None else JudgedSamples(submitted.samples, scores)
 
 
 def _stored_scores(

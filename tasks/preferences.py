@@ -23,17 +23,29 @@ SHARD_PROMPTS = 4096
 
 def store_preferences(root: Path, folder: str, rows: Sequence[Preference]) -> JudgeInput:
     """Writes the prompts and responses of some preferences below `root/folder`; each prompt's id is its key."""
-    content = External(hashlib.sha256(json.dumps([_values(row) for row in rows]).encode()).hexdigest())
     prompts = [_prompt(row) for row in rows]
     samples = [
         Sample(row.key, index, [], [], text, "", text, None, 1)
         for row in rows
         for index, text in enumerate(responses_of(row))
     ]
-    return JudgeInput(
-        samples=_stored(Stage(root, f"{folder}/samples", Sample, inputs={"preferences": content}, config={}), samples),
-        prompts=_stored(Stage(root, f"{folder}/prompts", Prompt, inputs={"preferences": content}, config={}), prompts),
+    samples_stage, prompts_stage = _stages(root, folder, rows)
+    return JudgeInput(samples=_stored(samples_stage, samples), prompts=_stored(prompts_stage, prompts))
+
+
+def stored_preferences(root: Path, folder: str, rows: Sequence[Preference]) -> JudgeInput | None:
+    """What `store_preferences` has written, or None."""
+    samples, prompts = (stage.complete() for stage in _stages(root, folder, rows))
+    return None if samples is None or prompts is None else JudgeInput(samples=samples, prompts=prompts)
+
+
+def _stages(root: Path, folder: str, rows: Sequence[Preference]) -> tuple[Stage, Stage]:
+    content = External(hashlib.sha256(json.dumps([_values(row) for row in rows]).encode()).hexdigest())
+    kinds = (("samples", Sample), ("prompts", Prompt))
+    samples, prompts = (
+        Stage(root, f"{folder}/{name}", kind, inputs={"preferences": content}, config={}) for name, kind in kinds
     )
+    return samples, prompts
 
 
 def responses_of(row: Preference) -> list[str]:

@@ -14,9 +14,9 @@ from flows.preflight import check_judging
 from flows.recipes import profile_path, working
 from tasks.attack import asked_about, attacked_pairs
 from tasks.handles import JudgeInput, SamplingSpec
-from tasks.judge import judge
+from tasks.judge import judge, judged
 from tasks.judge_numbers import CONFIDENCE, Opinions, attack_rows, compared, judge_row
-from tasks.preferences import store_preferences
+from tasks.preferences import store_preferences, stored_preferences
 from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import DataConfig, ModelConfig
 from tpo.config.gate import GateConfig
@@ -69,6 +69,9 @@ def check_judges(options: JudgeCheckOptions) -> JudgeCheckReport:
     """
     found = read_preferences(options.data, limit=options.limit)
     configs = [_config_of(options, i, found) for i in range(len(options.judges))]
+    for config in configs:
+        if not _is_judged(config, found.rows, attacked=options.attack):
+            check_judging(config)
     root = configs[0].root
     with only_writer(root), working(configs[0].metrics):
         plain = store_preferences(root, "preferences", found.rows)
@@ -99,7 +102,7 @@ def folder_of(options: JudgeCheckOptions) -> Path:
 
 
 def _config_of(options: JudgeCheckOptions, i: int, found: PreferenceRows) -> RunConfig:
-    """The config that one judge works with, checked."""
+    """The config that one judge works with."""
     name = options.judges[i]
     changes = [f'judge.model="{options.model}"'] if options.model and i == 0 else []
     if name in KINDS:
@@ -111,8 +114,21 @@ def _config_of(options: JudgeCheckOptions, i: int, found: PreferenceRows) -> Run
     config = fetched(_alone(written, place))
     if isinstance(config.judge, VerifierJudge):
         _check_references(options.data, config.judge, found.rows)
-    check_judging(config)
     return config
+
+
+def _is_judged(config: RunConfig, rows: Sequence[Preference], *, attacked: bool) -> bool:
+    """Whether all that a judge is asked about has been judged, so that it needn't be there any more."""
+    place = _place(config.judge)
+    asked = {"preferences": (place, rows)}
+    if attacked:
+        shown = asked_about(attacked_pairs(config.judge, rows, plain_too=False), plain_too=False)
+        asked[f"{place}/attacks"] = (f"{place}/attacks", shown)
+    return all(
+        (given := stored_preferences(config.root, folder, some)) is not None
+        and judged(config, _spec(config, of), given) is not None
+        for folder, (of, some) in asked.items()
+    )
 
 
 def _alone(written: RunConfig, place: Path) -> RunConfig:
@@ -147,7 +163,10 @@ def _place(judge_config: JudgeConfig) -> str:
 
 
 def _judged(config: RunConfig, place: str, given: JudgeInput) -> Opinions:
-    spec = SamplingSpec(place, "evaluate", config.prompt, config.judge, config.sample)
-    scored = judge.fn(config, spec, given.samples, given.prompts)
+    scored = judge.fn(config, _spec(config, place), given.samples, given.prompts)
     judgments = complete_artifact(config.root / place / "judgments")
     return Opinions(read_rows(judgments, Judgment), read_rows(scored.scores, Score))
+
+
+def _spec(config: RunConfig, place: str) -> SamplingSpec:
+    return SamplingSpec(place, "evaluate", config.prompt, config.judge, config.sample)

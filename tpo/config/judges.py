@@ -478,8 +478,8 @@ class HealthConfig(Section):
     before the first training, on M_0's best and worst responses to `attacked_prompts` prompts (docs/judges.md). None to
     attack nothing."""
     attacked_prompts: int = Field(100, ge=1)
-    """With `max_attacked`: prompts whose responses are attacked, at a cost of 10 responses to judge for each, or of nine
-    pairs if the judge compares or is an ensemble."""
+    """With `max_attacked`: prompts whose responses are attacked, at a cost of 10 responses to judge for each, or of
+    nine pairs if the judge compares or is an ensemble."""
 
 
 class PairConfig(Section):

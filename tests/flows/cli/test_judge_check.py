@@ -11,6 +11,7 @@ import pytest
 
 from flows.cli.judge_check import KINDS, JudgeCheckOptions, check_judges, folder_of
 from flows.cli.main import main
+from tests.misbehaving_server import MisbehavingServer
 from tpo.miniature.opinions import honest_answer
 from tpo.miniature.world import problems
 from tpo.report.judge_check import CHECK, CHECK_PAGE, read_check
@@ -67,6 +68,23 @@ def test_a_second_call_asks_for_nothing_again(place: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == first
     assert json.loads(first)["judges"][0]["cost"]["calls"] == 2000
     assert read_ledger(place / "runs" / "judge-check-verifier-mini") == spent
+
+
+def test_a_finished_check_is_shown_without_its_server_and_one_with_something_missing_is_not(
+    place: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["served.toml", "--data", "mini.jsonl", "--limit", "6", "--run-name", "mine", "--json"]
+    with MisbehavingServer(says=lambda _: "Well. [[Score: 5]]") as server:
+        lines = ['kind = "rubric"', 'model = "m"', "[judge.endpoint]", f'base_url = "{server.base_url}"', "retries = 1"]
+        (place / "served.toml").write_text("\n".join(["[judge]", *lines, 'key_variable = "NO_KEY"']) + "\n")
+        assert check(place, *command, "--attack") == 0
+        shown, asked = capsys.readouterr().out, len(server.asked)
+        assert check(place, *command, "--attack") == 0
+        assert capsys.readouterr().out == shown and len(server.asked) == asked
+    assert check(place, *command, "--attack") == 0
+    assert capsys.readouterr().out == shown
+    assert check(place, *command[:4], "7", *command[5:]) == 2
+    assert server.base_url in capsys.readouterr().err
 
 
 def test_two_judges_side_by_side_by_files_that_hold_only_a_section(place: Path, capsys: pytest.CaptureFixture[str]):
