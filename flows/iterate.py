@@ -31,6 +31,7 @@ from tasks.handles import (
     seed_model,
     training_spec,
     validation_spec,
+    validation_specs,
 )
 from tasks.judge import judge
 from tasks.judge_ahead import judging_ahead
@@ -40,8 +41,9 @@ from tasks.replay import with_replay
 from tasks.report import IterationResult, Round, report
 from tasks.rounds import set_other_rounds_aside
 from tasks.sample import sample, samples_stage
+from tasks.sample_ahead import sampling_ahead
 from tasks.synthesize import synthesize
-from tasks.train import reference_of, train
+from tasks.train import reference_of, train, train_stage
 from tasks.training import state_after
 from tasks.validate import validate
 from tpo.config.run import RunConfig
@@ -108,8 +110,8 @@ def iteration(
     earlier, rounds = [each for m in measured for each in m.rounds], list[Round]()
     for number in range(1, config.train.rounds + 1):
         taken = [validation, test, *(each.prompts for each in (*earlier, *rounds))]
-        rounds.append(make_round(config, t, number, seed, incumbent.model, taken, earlier, rounds[-1:]))
-    epochs = [(validation_spec(config, t, i), checkpoint) for i, checkpoint in enumerate(rounds[-1].checkpoints, 1)]
+        rounds.append(make_round(config, t, number, seed, incumbent.model, taken, earlier, rounds[-1:], validation))
+    epochs = [*zip(validation_specs(config, t), rounds[-1].checkpoints, strict=False)]
     validated = sample_and_judge_each(config, epochs, validation, incumbent.validation)
     candidates = [Candidate(checkpoint, answers) for (_, checkpoint), answers in zip(epochs, validated, strict=True)]
     chosen = validate(config, t, incumbent, candidates)
@@ -126,6 +128,7 @@ def make_round(
     taken: list[Artifact],
     earlier: list[Round],
     before: list[Round],
+    validation: Artifact,
 ) -> Round:
     """Fresh prompts, K outputs each, scores, pairs, DPO: round `number` on the way from `model`, M_{t-1}, to M_t.
 
@@ -141,7 +144,10 @@ def make_round(
     trained_on = with_replay(config, t, number, pairs, [each.pairs for each in earlier])
     reference = reference_of(config, seed, model)
     state = state_after(newest) if newest else None
-    checkpoints = train(config, folder, model, reference, trained_on, number, state)
+    stage = train_stage(config, folder, model, reference, trained_on, number, state)
+    validated = validation_specs(config, t) if number == config.train.rounds else []
+    with sampling_ahead(config, stage, validated, validation):
+        checkpoints = train(config, folder, model, reference, trained_on, number, state)
     return Round(prompts, answers, pairs, trained_on, checkpoints, attacks)
 
 

@@ -135,6 +135,11 @@ def validation_spec(config: RunConfig, iteration: int, epoch: int) -> SamplingSp
     )
 
 
+def validation_specs(config: RunConfig, iteration: int) -> list[SamplingSpec]:
+    """Validation of an iteration's checkpoints, of which a limit on steps may leave fewer."""
+    return [validation_spec(config, iteration, epoch) for epoch in range(1, config.train.epochs + 1)]
+
+
 def measuring_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """The test of M_t."""
     return evaluation_spec(config, f"iter_{iteration}")

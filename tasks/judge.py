@@ -47,7 +47,7 @@ def judge(
     Raises `StageError` if the judge of training samples is beyond a limit of `config.health`.
     """
     submitted = JudgeInput(samples, prompts, baseline)
-    if (done := judged(config, spec, submitted)) is not None:
+    if (done := judged_already(config, spec, submitted)) is not None:
         return done
     judgments = judgments_stage(config, spec, submitted).complete()
     groups = StoredGroups(spec, submitted)
@@ -76,7 +76,7 @@ def judge(
     return JudgedSamples(samples, artifact)
 
 
-def judged(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> JudgedSamples | None:
+def judged_already(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> JudgedSamples | None:
     """The scores of what is submitted if they are there, otherwise None; the judge isn't needed."""
     judgments = judgments_stage(config, spec, submitted).complete()
     scores = None if judgments is None else scores_stage(config, spec, submitted, judgments).complete()

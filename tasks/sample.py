@@ -4,9 +4,10 @@ For training, an output that breaks the format is kept with its error, since it 
 evaluation it is sampled again, up to a limit (2410.10630, §3.1).
 """
 
+import contextlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prompts.native import Decode, NativeThoughts, OutputTokens
@@ -18,7 +19,7 @@ from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
 from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
-from tpo.console import progress_bar, say
+from tpo.console import Advance, progress_bar, say
 from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.forcing import CalculatorRule, Rule, ThoughtBudget
 from tpo.engines.inference.sampler import Output, Request, request_seed
@@ -36,8 +37,18 @@ from tpo.storage.store import (
 
 
 @stage_task("sample", run_name="sample {spec.folder}")
-def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact) -> Artifact:
-    """Outputs of `model` for `prompts`, sampled as `spec` says."""
+def sample(
+    config: RunConfig,
+    spec: SamplingSpec,
+    model: Artifact,
+    prompts: Artifact,
+    beside: Callable[[], None] | None = None,
+) -> Artifact:
+    """Outputs of `model` for `prompts`, sampled as `spec` says.
+
+    `beside` is for sampling while another stage is shown as the one at work: it is called after each shard, and may
+    raise to end this.
+    """
     stage = samples_stage(config, spec, model, prompts)
     if (done := complete_or_begun(stage, shard_size=config.engine.shard_prompts)) is not None:
         return done
@@ -63,8 +74,8 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
     if missing:
         check_files(model)
     with (
-        progress_bar(f"sample {spec.folder}", len(rows) * k, "outputs") as advance,
-        sampling_meter(config, stage.name, model.path) as meter,
+        _progress(f"sample {spec.folder}", len(rows) * k, beside) as advance,
+        sampling_meter(config, stage.name, model.path, beside=beside is not None) as meter,
     ):
         if missing:
             meter.check()
@@ -101,6 +112,15 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
     artifact = stage.commit(len(shards), account=RowCounts(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact
+
+
+@contextlib.contextmanager
+def _progress(label: str, outputs: int, beside: Callable[[], None] | None) -> Iterator[Advance]:
+    if beside is None:
+        with progress_bar(label, outputs, "outputs") as advance:
+            yield advance
+    else:
+        yield lambda _: beside()
 
 
 class StoredRequests:

@@ -20,10 +20,10 @@ from tpo.records import Artifact
 from tpo.storage.ledger import API, Meter, Worker, read_ledger
 
 
-def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
-    """For sampling `model`."""
+def sampling_meter(config: RunConfig, stage: str, model: Path, *, beside: bool = False) -> Meter:
+    """For sampling `model`, with `beside` while another stage is shown as the one at work."""
     worker = dataclasses.replace(_engines(config, config.engine, parameters_of(model)), at_once=config.engine.count)
-    return Meter(config.root, stage, worker, config.budget)
+    return Meter(config.root, stage, worker, config.budget, beside=beside)
 
 
 def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> Meter:

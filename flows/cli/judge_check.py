@@ -14,7 +14,7 @@ from flows.preflight import check_judging
 from flows.recipes import profile_path, working
 from tasks.attack import asked_about, attacked_pairs
 from tasks.handles import JudgeInput, SamplingSpec
-from tasks.judge import judge, judged
+from tasks.judge import judge, judged_already
 from tasks.judge_numbers import CONFIDENCE, Opinions, attack_rows, compared, judge_row
 from tasks.preferences import store_preferences, stored_preferences
 from tpo.config.benchmarks import EvaluationConfig
@@ -126,7 +126,7 @@ def _is_judged(config: RunConfig, rows: Sequence[Preference], *, attacked: bool)
         asked[f"{place}/attacks"] = (f"{place}/attacks", shown)
     return all(
         (given := stored_preferences(config.root, folder, some)) is not None
-        and judged(config, _spec(config, of), given) is not None
+        and judged_already(config, _spec(config, of), given) is not None
         for folder, (of, some) in asked.items()
     )
 

@@ -22,6 +22,7 @@ from tpo.engines.engines import Engines
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.sampler import Accept, Output, Request
+from tpo.engines.training.checkpoints import epoch_folder, publish
 from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.rounds import STATE
 from tpo.records import Artifact, Epoch
@@ -114,12 +115,13 @@ def mock_train_model(job: TrainingJob, progress: Callable[..., None]) -> list[Ep
         progress(epoch * 3, passes * 3)
         if epoch < passes and not place.is_last:
             continue
-        saved = folder / f"epoch_{epoch}"
+        saved = folder / f".epoch_{epoch}.tmp"
         make_folder(saved)
         for path in sorted(model.iterdir()):
             if path.name not in ("plan.json", "manifest.json"):
                 data = weights if path.suffix == ".safetensors" else path.read_bytes()
                 write_atomically(saved / path.name, data)
+        publish(saved, epoch_folder(folder, epoch))
     if not place.is_last:
         make_folder(folder / STATE)
         write_atomically(folder / STATE / "worker_0.safetensors", b"state of " + weights)

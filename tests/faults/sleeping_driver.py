@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.rows import a_config
 from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import LOOPBACK, QUIET
 from tpo.engines.cluster.room import Room
+from tpo.engines.engines import Engines
 
 GPUS = 4
 
@@ -85,7 +87,19 @@ def main(folder: Path) -> None:
     again = len(list((folder / "sleepless").iterdir()))
     first.close()
     after_close = worked(first)
-    print(json.dumps({"rounds": rounds, "held": held, "starts": starts, "again": again, "after_close": after_close}))
+    fits = {
+        f"{engines} + {workers} on {device}": Engines().fit_beside_training(
+            a_config(
+                folder,
+                engine={"count": engines, "device": device},
+                trainer={"workers": workers, "device": device},
+                train={"micro_batch_size": 8},
+            )
+        )
+        for engines, workers, device in ((2, 2, "gpu"), (3, 2, "gpu"), (1, 1, "cpu"))
+    }
+    found = {"rounds": rounds, "held": held, "starts": starts, "again": again, "after_close": after_close, "fits": fits}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

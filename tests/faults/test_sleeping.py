@@ -39,5 +39,9 @@ def test_an_actor_that_cannot_sleep_is_stopped_and_started_again(seen: dict[str,
     assert seen["starts"]["sleepless"] == 1 and seen["again"] == 2
 
 
+def test_engines_and_trainer_work_at_once_only_where_there_are_gpus_for_both(seen: dict[str, Any]):
+    assert seen["fits"] == {"2 + 2 on gpu": True, "3 + 2 on gpu": False, "1 + 1 on cpu": False}
+
+
 def test_a_closed_pool_forgets_its_sleepers(seen: dict[str, Any]):
     assert not set(seen["after_close"]["pids"]) & set(seen["rounds"][0]["first"]["pids"])

@@ -82,6 +82,17 @@ class Engines:
 
         return train_model(job, progress=progress, group=self._worker_group(job.trainer, job.cluster), stop=stop)
 
+    def fit_beside_training(self, config: RunConfig) -> bool:
+        """Whether engines have GPUs of their own while a model is trained, so that both can work at once."""
+        from tpo.engines.cluster.processes import start_ray
+        from tpo.engines.cluster.room import has_in_all
+
+        engine, trainer = config.engine, config.trainer
+        if (engine.device, trainer.device) != ("gpu", "gpu"):
+            return False
+        start_ray(config.cluster)
+        return has_in_all("GPU", engine.count * engine.tensor_parallel + trainer.workers)
+
     def _worker_group(self, trainer: TrainerConfig, cluster: ClusterConfig) -> "WorkerGroup":
         from tpo.engines.training.group import WorkerGroup
 

@@ -228,6 +228,10 @@ class Stage:
         remove(_seal(path))
         return False
 
+    def has_begun(self) -> bool:
+        """Whether the folder holds an unfinished attempt with the same inputs and config."""
+        return not (self.folder / "manifest.json").exists() and self._changed_plan() == []
+
     def sealed(self, known: Container[int] = ()) -> dict[int, str]:
         """SHA-256 of the shards of this stage's unfinished attempt, without those `known`; empty if there is none."""
         found = dict[int, str]()

@@ -76,6 +76,13 @@ def has_free(resource: str, count: float) -> bool:
     return _free(resource) >= count
 
 
+def has_in_all(resource: str, count: float) -> bool:
+    """Whether Ray has `count` of a resource in all, free or not."""
+    import ray
+
+    return float(ray.cluster_resources().get(resource, 0.0)) >= count
+
+
 def _free(resource: str) -> float:
     import ray
 
