@@ -34,6 +34,8 @@ CPU_BLOCK_TOKENS = 32
 """Tokens per block of the prefix cache on the CPU: the minimum that its attention supports."""
 SEED_STRIDE = 1009
 """Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
+TOP_P, TOP_P_PROCESSOR = "tpo_top_p", "tpo.engines.inference.top_p:TopP"
+"""In float32 on CPUs: the key of top-p among a request's extra arguments, and the class that applies it in vLLM."""
 MAX_SHARDS_AT_ONCE = 32
 """Shards that an engine works on at once, at most."""
 
@@ -135,6 +137,7 @@ class Engine:
         self._batch = RunningBatch()
         self._decoding = threading.Lock()
         self._gpus = GpuMeter() if config.device == "gpu" else None
+        self._masks_top_p = (config.device, config.dtype) == ("cpu", "float32")
         self._loaded: str | None = None
         self._is_asleep = False
         self._incomparable: frozenset[str] = frozenset()
@@ -243,21 +246,29 @@ class Engine:
         return LLM(model=model, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return engine_settings(self._config, self._context_tokens, forcing=self._forcing)
+        settings = engine_settings(self._config, self._context_tokens, forcing=self._forcing)
+        if self._masks_top_p:
+            settings["logits_processors"] = [*settings.get("logits_processors", ()), TOP_P_PROCESSOR]
+        return settings
 
     def _params(self, sample: SampleConfig, rules: Sequence[Rule]) -> Callable[[int, int], Any]:
         """vLLM's settings of a request, by its seed and its number of outputs."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        extra: dict[str, Any] = {ARGUMENT: as_argument(rules)} if rules else {}
+        top_p = sample.top_p
+        if self._masks_top_p and top_p < 1 and sample.temperature > 0:
+            extra[TOP_P], top_p = top_p, 1.0
+
         def params(seed: int, n: int) -> Any:
             return SamplingParams(
                 n=n,
                 seed=seed,
                 temperature=sample.temperature,
-                top_p=sample.top_p,
+                top_p=top_p,
                 max_tokens=sample.max_new_tokens,
-                extra_args={ARGUMENT: as_argument(rules)} if rules else None,
+                extra_args=extra or None,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
 
