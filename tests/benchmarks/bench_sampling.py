@@ -43,10 +43,22 @@ class ComparedEngine(Engine):
     """The product's engine, with both peers beside it."""
 
     def raw(self, requests: Sequence[Request], n: int) -> list[list[list[int]]]:
-        """The tokens of one `LLM.generate` over all requests."""
-        params = self._params(SAMPLE, ())
+        """The tokens of one `LLM.generate` over all requests, with vLLM's own top-p."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         prompts: list[Any] = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
-        each = [params(request.seed, n) for request in requests]
+        each = [
+            SamplingParams(
+                n=n,
+                seed=request.seed,
+                temperature=SAMPLE.temperature,
+                top_p=SAMPLE.top_p,
+                max_tokens=SAMPLE.max_new_tokens,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for request in requests
+        ]
         results = self._batch.run(lambda: self._llm.generate(prompts, each, use_tqdm=False))
         return [[list(output.token_ids) for output in result.outputs] for result in results]
 

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tpo.engines.inference import fp8
-from tpo.engines.inference.weight_proof import Difference, Part, difference, foreign_weights, probe_tokens
+from tpo.engines.inference.weight_proof import Difference, Part, expected, foreign_weights, probe_tokens
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Weights = Mapping[str, torch.Tensor]
@@ -172,7 +172,7 @@ def test_log_probs_in_fp8_pass_for_fp8_and_other_weights_do_not(tmp_path: Path):
         with torch.inference_mode(), fp8.linears_of(peer):
             logits = peer(torch.tensor([probe])).logits[0, :-1].float()
         said = logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0].tolist()
-        return difference(said, probe, tmp_path, torch.bfloat16, in_fp8=in_fp8)
+        return expected(probe, tmp_path, torch.bfloat16, in_fp8=in_fp8).difference(said)
 
     assert found(tmp_path, in_fp8=True).is_rounding
     assert not found(tmp_path, in_fp8=False).is_rounding
@@ -192,18 +192,18 @@ def said_by(folder: Path, dtype: torch.dtype, probe: list[int]) -> list[float]:
 def test_rounding_passes_and_other_weights_do_not(tmp_path: Path, dtype: torch.dtype, tied: bool):
     probe = probe_tokens(90, 64)
     a_model(0, tied=tied).save_pretrained(tmp_path)
-    found = difference(said_by(tmp_path, dtype, probe), probe, tmp_path, dtype)
+    found = expected(probe, tmp_path, dtype).difference(said_by(tmp_path, dtype, probe))
     assert found.is_rounding
     assert found.rounding == 0 if dtype == torch.float32 else found.rounding > 0.003
     for part in ("layers.1.", "embed_tokens"):
         trained(a_model(0, tied=tied), part, 0.2).save_pretrained(tmp_path / "other")
-        assert not difference(said_by(tmp_path / "other", dtype, probe), probe, tmp_path, dtype).is_rounding
+        assert not expected(probe, tmp_path, dtype).difference(said_by(tmp_path / "other", dtype, probe)).is_rounding
 
 
 def test_a_copy_that_is_held_in_bfloat16_computes_in_float32_what_a_float32_copy_does(tmp_path: Path):
     probe = probe_tokens(90, 64)
     a_model(0).to(torch.bfloat16).save_pretrained(tmp_path)
-    found = difference(said_by(tmp_path, torch.float32, probe), probe, tmp_path, torch.bfloat16)
+    found = expected(probe, tmp_path, torch.bfloat16).difference(said_by(tmp_path, torch.float32, probe))
     assert found.found < 1e-5 < found.rounding
 
 

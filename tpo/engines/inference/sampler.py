@@ -12,6 +12,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.running_batch import Call, Caller, RunningBatch
-from tpo.engines.inference.weight_proof import WORKER_EXTENSION, Difference, difference, probe_tokens
+from tpo.engines.inference.weight_proof import WORKER_EXTENSION, Expected, expected, probe_tokens
 from tpo.metrics.live import GpuReading
 from tpo.records import Artifact
 
@@ -281,6 +282,7 @@ class Engine:
             return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _reload(self, folder: str) -> None:
+        self._llm.collective_rpc("read_ahead", args=(folder, self._config.dtype))
         if self._is_asleep:
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
@@ -297,14 +299,21 @@ class Engine:
 
     def _fault(self, model: Artifact, started: bool) -> str | None:
         """Evidence that the engine doesn't have the weights of `model`, with a remedy, or None."""
-        foreign = self._foreign_weights(model)
+        from vllm.config import set_current_vllm_config
+
+        on_cpu = self._config.device == "cpu"
+        # vLLM's decorators patch some classes of transformers (OLMo 2), which then can only be created within its
+        # config.
+        with set_current_vllm_config(self._llm.llm_engine.vllm_config), ThreadPoolExecutor(1) as beside:
+            probed = beside.submit(self._expected, model) if on_cpu else None
+            foreign = self._foreign_weights(model)
         if started:
             self._incomparable = foreign
         if stale := sorted(foreign - self._incomparable):
             return f"{len(stale)} of its weights are not in {model.path}, e.g. {stale[0]}: it has loaded another model"
-        if self._config.device == "gpu":
+        if probed is None:
             return None
-        away = self._difference(model)
+        away = probed.result().difference(self._probe())
         if away.is_rounding:
             return None
         dtype = " and ".join(self._config.precision.values())
@@ -320,23 +329,28 @@ class Engine:
         found = self._llm.collective_rpc("foreign_weights", args=(str(model.path), self._config.dtype))
         return frozenset(name for names in found for name in names)
 
-    def _difference(self, model: Artifact) -> Difference:
-        import torch
-        from vllm import SamplingParams
-        from vllm.config import set_current_vllm_config
+    @property
+    def _probe_tokens(self) -> list[int]:
+        return probe_tokens(self._llm.llm_engine.model_config.get_vocab_size(), self._context_tokens)
 
-        probe = probe_tokens(self._llm.llm_engine.model_config.get_vocab_size(), self._context_tokens)
+    def _expected(self, model: Artifact) -> Expected:
+        """What transformers computes for the probe with the weights of `model`."""
+        import torch
+
+        dtype, in_fp8 = getattr(torch, self._config.dtype), self._config.quantization != "none"
+        return expected(self._probe_tokens, model.path, dtype, in_fp8=in_fp8)
+
+    def _probe(self) -> list[float]:
+        """The engine's own log-probs of the probe's tokens but the first."""
+        from vllm import SamplingParams
+
+        probe = self._probe_tokens
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
-        found = [
+        return [
             alternatives[token].logprob
             for token, alternatives in zip(probe[1:], result.prompt_logprobs[1:], strict=True)
         ]
-        # vLLM's decorators patch some classes of transformers (OLMo 2), which then can only be created within its
-        # config.
-        with set_current_vllm_config(self._llm.llm_engine.vllm_config):
-            dtype, in_fp8 = getattr(torch, self._config.dtype), self._config.quantization != "none"
-            return difference(found, probe, model.path, dtype, in_fp8=in_fp8)
 
 
 def cpus_each(config: EngineConfig, cluster: ClusterConfig, cpus: float) -> float:

@@ -22,6 +22,7 @@ dtype (one layer at a time in float32) in memory while it runs.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +105,25 @@ class _StoredWeights:
 class WorkerProof:
     """Methods that vLLM adds to each of its workers, which may be processes of their own (`WORKER_EXTENSION`)."""
 
+    _stored: "tuple[str, Future[_StoredWeights]] | None" = None
+    """What `read_ahead` reads, and from where."""
+
+    def read_ahead(self, folder: str, dtype: str) -> None:
+        """Begins to read a folder for `foreign_weights`, in a thread, while vLLM loads the same weights."""
+        import torch
+
+        thread, model = ThreadPoolExecutor(1), self.get_model()  # type: ignore[attr-defined]
+        self._stored = folder, thread.submit(stored_for, model, Path(folder), getattr(torch, dtype), _part())
+        thread.shutdown(wait=False)
+
     def foreign_weights(self, folder: str, dtype: str) -> list[str]:
         """`foreign_weights` of this worker's part of the model."""
         import torch
-        from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
-        part = Part(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+        ahead, self._stored = self._stored, None
+        stored = ahead[1].result() if ahead is not None and ahead[0] == folder else None
         model = self.get_model()  # type: ignore[attr-defined]
-        return sorted(foreign_weights(model, Path(folder), getattr(torch, dtype), part))
+        return sorted(foreign_weights(model, Path(folder), getattr(torch, dtype), _part(), stored))
 
     def refresh_tied_heads(self) -> None:
         """`refresh_tied_heads` of this worker's model."""
@@ -140,6 +152,13 @@ WHOLE = Part()
 """All of a model."""
 
 
+def _part() -> Part:
+    """This worker's part."""
+    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
+    return Part(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+
 def refresh_tied_heads(model: Any) -> None:
     """Repack the output heads of a vLLM model for the CPU.
 
@@ -152,8 +171,11 @@ def refresh_tied_heads(model: Any) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype", part: Part = WHOLE) -> frozenset[str]:
-    """Names of the vLLM model's weights, or of this `part` of it, that don't occur in the folder's files.
+def foreign_weights(
+    model: Any, folder: Path, dtype: "torch.dtype", part: Part = WHOLE, stored: _StoredWeights | None = None
+) -> frozenset[str]:
+    """Names of the vLLM model's weights, or of this `part` of it, that don't occur in the folder's files, which have
+    been read already if they are `stored`.
 
     If the engine has these weights, that's only those that vLLM transforms while loading: they differ right after a
     start, too.
@@ -161,14 +183,36 @@ def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype", part: Part =
     import torch
 
     with torch.inference_mode():
-        stored = _read_folder(folder, dtype, part, in_fp8=any(map(_is_fp8, model.modules())))
+        stored = stored or stored_for(model, folder, dtype, part)
         return frozenset(weight.name for weight in _weights(model, dtype) if not stored.hold(weight))
 
 
-def difference(
-    found: Sequence[float], probe: Sequence[int], folder: Path, dtype: "torch.dtype", *, in_fp8: bool = False
-) -> Difference:
-    """How far an engine's log-probs of all tokens of `probe` but the first are from those of the model in `folder`.
+def stored_for(model: Any, folder: Path, dtype: "torch.dtype", part: Part) -> _StoredWeights:
+    """The folder's weights, as a vLLM model of the same architecture is compared with them."""
+    import torch
+
+    with torch.inference_mode():
+        return _read_folder(folder, dtype, part, in_fp8=any(map(_is_fp8, model.modules())))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The log-probs of a probe's tokens by transformers, all but the first token's."""
+
+    exact: "torch.Tensor"
+    """In float32."""
+    rounded: "torch.Tensor"
+    """In the engine's dtype."""
+
+    def difference(self, found: Sequence[float]) -> Difference:
+        """How far an engine's log-probs are from them."""
+        import torch
+
+        return Difference(_rms(torch.tensor(found) - self.exact), _rms(self.rounded - self.exact))
+
+
+def expected(probe: Sequence[int], folder: Path, dtype: "torch.dtype", *, in_fp8: bool = False) -> Expected:
+    """What an engine with the model in `folder` has to find for a probe.
 
     For an engine in FP8, transformers' linear layers compute in FP8 both times; only the rest is in float32 or in
     `dtype`.
@@ -184,7 +228,7 @@ def difference(
         if dtype != torch.float32:
             with _in_float32(peer):
                 exact = _log_probs(peer, probe)
-    return Difference(_rms(torch.tensor(found) - exact), _rms(rounded - exact))
+    return Expected(exact, rounded)
 
 
 def probe_tokens(vocabulary: int, context_tokens: int) -> list[int]:
