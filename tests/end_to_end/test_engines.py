@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests import sampling
+from tests.benchmarks.bench_starts import with_actor
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig, TrainerConfig
@@ -62,10 +63,21 @@ def outputs(pool: SamplerPool, model: Artifact, *, tries: int, accept: Accept = 
     return [output for group in found[0] for output in group]
 
 
+class SortingEngine(Engine):
+    """Can leave top-p to vLLM."""
+
+    def generate_sorting(self, *arguments: Any) -> list[list[Output]]:
+        self._masks_top_p = False
+        try:
+            return self.generate(*arguments)
+        finally:
+            self._masks_top_p = True
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[SamplerPool]:
     pool = engines_of_run().sampler_pool(EngineConfig(threads=1), ClusterConfig(), 64)
-    yield pool
+    yield with_actor(pool, SortingEngine)
     pool.close()
 
 
@@ -74,6 +86,26 @@ def test_the_same_seed_gives_the_same_tokens_in_any_shards(pool: SamplerPool, tm
     first = sampled(pool, model, [REQUESTS])
     assert sampled(pool, model, [REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]]) == first
     assert len({tuple(tokens) for tokens in first}) > 6
+
+
+def test_top_p_without_a_sort_samples_the_same_tokens(pool: SamplerPool, tmp_path: Path):
+    import ray
+
+    sampled(pool, make_model(tmp_path / "a", seed=0), [REQUESTS])
+    (engine,) = pool.actor_pool.actors
+
+    def tokens(how: Any, top_p: float) -> list[list[int]]:
+        sample = SampleConfig(max_new_tokens=12, top_p=top_p)
+        found = ray.get(how.remote(REQUESTS, sample, 4, 1, _accept))
+        return [output.token_ids for group in found for output in group]
+
+    for top_p in (0.5, 0.95):
+        assert tokens(engine.generate, top_p) == tokens(engine.generate_sorting, top_p)
+    assert tokens(engine.generate, 0.5) != tokens(engine.generate, 1.0)
+
+
+def _accept(*_: object) -> bool:
+    return True
 
 
 def test_rejected_outputs_are_sampled_again_up_to_the_cap(pool: SamplerPool, tmp_path: Path):

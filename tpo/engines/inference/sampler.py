@@ -8,6 +8,7 @@ silently before, `tpo.engines.inference.weight_proof` then verifies that the eng
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import threading
@@ -36,7 +37,7 @@ CPU_BLOCK_TOKENS = 32
 SEED_STRIDE = 1009
 """Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
 TOP_P, TOP_P_PROCESSOR = "tpo_top_p", "tpo.engines.inference.top_p:TopP"
-"""In float32 on CPUs: the key of top-p among a request's extra arguments, and the class that applies it in vLLM."""
+"""On CPUs: the key of top-p among a request's extra arguments, and the class that applies it in vLLM."""
 MAX_SHARDS_AT_ONCE = 32
 """Shards that an engine works on at once, at most."""
 
@@ -138,7 +139,6 @@ class Engine:
         self._batch = RunningBatch()
         self._decoding = threading.Lock()
         self._gpus = GpuMeter() if config.device == "gpu" else None
-        self._masks_top_p = (config.device, config.dtype) == ("cpu", "float32")
         self._loaded: str | None = None
         self._is_asleep = False
         self._incomparable: frozenset[str] = frozenset()
@@ -251,6 +251,13 @@ class Engine:
         if self._masks_top_p:
             settings["logits_processors"] = [*settings.get("logits_processors", ()), TOP_P_PROCESSOR]
         return settings
+
+    @functools.cached_property
+    def _masks_top_p(self) -> bool:
+        """Whether `TopP` applies top-p: where vLLM would sort the vocabulary for it, without Triton's kernel."""
+        from vllm.triton_utils import HAS_TRITON
+
+        return self._config.device == "cpu" and not HAS_TRITON
 
     def _params(self, sample: SampleConfig, rules: Sequence[Rule]) -> Callable[[int, int], Any]:
         """vLLM's settings of a request, by its seed and its number of outputs."""

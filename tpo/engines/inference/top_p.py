@@ -2,10 +2,10 @@
 
 vLLM masks the least probable tokens whose probabilities add up to at most 1 - p, and sorts each row of logits for that.
 `mask_top_p` finds the same tokens from the largest few of a row; where those aren't enough, or where rounding or equal
-logits could decide, it lets vLLM sort that row. In bfloat16 most rows have equal logits, so it is for float32.
+logits could decide, as often in bfloat16, it lets vLLM sort that row.
 
 Requests carry p as an extra argument instead of their `top_p`. `TopP` is loaded by name into vLLM's V1 model runner,
-the only one for CPUs, which calls it right before its own top-p. On GPUs vLLM has kernels of its own.
+which calls it right before its own top-p. With Triton, as on GPUs, vLLM has a kernel for it, and may run V2.
 """
 
 import torch
