@@ -76,9 +76,9 @@ class TrainerConfig(Section):
     """Device of each worker."""
     threads: int = Field(2, ge=1)
     """CPU threads per worker."""
-    checkpoint_share: float = Field(0.04, gt=0, le=1)
+    checkpoint_share: float = Field(0.05, gt=0, le=1)
     """Maximum share of training time spent on saving checkpoints for resuming: after a save that took a minute, the
-    next is due 25 minutes later."""
+    next is due 20 minutes later."""
     stall_seconds: float = Field(1800.0, gt=0)
     """Time without a step after which a worker counts as hung: it is killed, and training resumes from the last
     checkpoint."""
