@@ -16,6 +16,8 @@ from tests.apart import found_apart, remade_stages, stage_times
 from tests.faults import mock_run
 from tests.flows.test_judge_kinds import adding_pool, is_right, small_config
 
+pytestmark = [pytest.mark.story("attacks on a run's judge", 40), pytest.mark.slow]
+
 LIMIT = {"max_attacked": 0.2, "attacked_prompts": 20}
 
 

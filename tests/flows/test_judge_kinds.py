@@ -18,6 +18,8 @@ import pytest
 from tests.apart import found_apart, remade_stages, stage_times
 from tests.faults import mock_run
 
+pytestmark = [pytest.mark.story("each kind of judge on mock engines", 50), pytest.mark.slow]
+
 ITERATIONS = 2
 PROMPTS = 60
 

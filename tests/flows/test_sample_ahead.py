@@ -16,6 +16,8 @@ import pytest
 from tests.apart import found_apart, remade_stages, stage_times
 from tests.faults import mock_run
 
+pytestmark = [pytest.mark.story("validation beside training", 35), pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
