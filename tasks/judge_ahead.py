@@ -7,20 +7,19 @@ its samples, and removes it. An error ends judging ahead, not the run: the judge
 
 import contextlib
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from judges.base import Group, Judge
 from judges.registry import build_judge
+from tasks.follower import Follower
 from tasks.handles import JudgedSamples, JudgeInput, SamplingSpec, baseline_of
 from tasks.judge_stages import AHEAD, ahead_stage, shards_together
 from tasks.spending import api_tokens, booking, judging_meter
 from tasks.stored_groups import Asked, StoredGroups
 from tpo.config.judges import JudgeConfig, ServedJudge, compares
 from tpo.config.run import RunConfig
-from tpo.console import say
 from tpo.records import Artifact, Judgment, SampledResponse
 from tpo.storage.disk import remove
 from tpo.storage.journal import Journal, JournalByPrompt
@@ -47,16 +46,8 @@ def judging_ahead(
         yield
         return
     baseline = None if against is None else baseline_of(spec, against.samples, against)
-    follower = _Follower(config, spec, samples, prompts, baseline)
-    follower.start()
-    try:
+    with _ShardFollower(config, spec, samples, prompts, baseline).beside():
         yield
-    except BaseException:
-        follower.interrupted.set()
-        raise
-    finally:
-        follower.ended.set()
-        follower.join()
 
 
 def _is_served(judge: JudgeConfig) -> bool:
@@ -72,10 +63,6 @@ class AheadShard:
     """What the judge sees of it."""
     stage: Stage
     """Where its judgments go."""
-
-
-class _Interrupted(Exception):
-    """Sampling has failed, or the run was stopped."""
 
 
 def judge_shards(
@@ -99,28 +86,19 @@ def judge_shards(
             shard.stage.commit(1)
 
 
-class _Follower(threading.Thread):
+class _ShardFollower(Follower):
     """Judges the shards of a stage of samples as they are sealed."""
 
     def __init__(
         self, config: RunConfig, spec: SamplingSpec, samples: Stage, prompts: Artifact, baseline: Artifact | None
     ) -> None:
-        super().__init__(daemon=True, name=f"judging ahead {spec.folder}")
-        self.ended, self.interrupted = threading.Event(), threading.Event()
+        super().__init__(f"judging ahead {spec.folder}", f"{spec.folder}: judging waits until all is sampled")
         self._config, self._spec, self._samples = config, spec, samples
         self._prompts, self._baseline = prompts, baseline
         self._seen = set[int]()
 
-    def run(self) -> None:
-        """Follows until sampling has ended."""
-        try:
-            self._follow()
-        except _Interrupted:
-            pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, the judge's stage meets it again, or not
-            say(f"{self._spec.folder}: judging waits until all is sampled ({type(error).__name__}: {error})")
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        """Judges shards as they are sealed."""
         asked = judge_ = None
         while not self.ended.is_set():
             new = self._samples.sealed(self._seen)
@@ -133,11 +111,7 @@ class _Follower(threading.Thread):
             if shards:
                 stage, judge = f"{self._spec.folder}/judgments", self._spec.judge
                 with judging_meter(self._config, stage, judge, beside=True) as meter:
-                    judge_shards(judge_, shards, meter, self._check)
-
-    def _check(self) -> None:
-        if self.interrupted.is_set():
-            raise _Interrupted
+                    judge_shards(judge_, shards, meter, self.check)
 
     def _shards(self, asked: Asked, new: Mapping[int, str]) -> list[AheadShard]:
         """The first of the new shards: as many as keep the server busy."""

@@ -2,17 +2,16 @@
 
 A thread samples each epoch's model as soon as the trainer has written it, into the stage of samples that it has anyway:
 the model is identified by its files, before the training as a whole has a manifest. After the training that stage is
-complete, or goes on from its shards. An error ends sampling ahead, not the run.
+complete, or goes on from its shards.
 """
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 
+from tasks.follower import Follower
 from tasks.handles import SamplingSpec
 from tasks.sample import sample
 from tpo.config.run import RunConfig
-from tpo.console import say
 from tpo.engines.engines import engines_of_run
 from tpo.engines.training.checkpoints import epoch_folder
 from tpo.records import Artifact
@@ -35,44 +34,22 @@ def sampling_ahead(
     if in_turn or not engines_of_run().fit_beside_training(config):
         yield
         return
-    follower = _Follower(config, training, epochs[:-1], prompts)
-    follower.start()
-    try:
+    with _EpochFollower(config, training, epochs[:-1], prompts).beside():
         yield
-    except BaseException:
-        follower.interrupted.set()
-        raise
-    finally:
-        follower.ended.set()
-        follower.join()
 
 
-class _Interrupted(Exception):
-    """Training has failed, or the run was stopped."""
-
-
-class _Follower(threading.Thread):
+class _EpochFollower(Follower):
     """Samples the epochs of a training as they are written."""
 
     def __init__(self, config: RunConfig, training: Stage, epochs: Sequence[SamplingSpec], prompts: Artifact) -> None:
-        super().__init__(daemon=True, name=f"sampling ahead {training.name}")
-        self.ended, self.interrupted = threading.Event(), threading.Event()
+        super().__init__(f"sampling ahead {training.name}", f"{training.name}: validation waits until all is trained")
         self._config, self._training, self._epochs, self._prompts = config, training, epochs, prompts
 
-    def run(self) -> None:
-        """Follows until training has ended."""
-        try:
-            for number, spec in enumerate(self._epochs, 1):
-                folder = epoch_folder(self._training.folder, number)
-                while not (self._training.has_begun() and folder.is_dir()):
-                    if self.ended.wait(POLL_SECONDS):
-                        return
-                sample.fn(self._config, spec, folder_artifact(folder), self._prompts, self._check)
-        except _Interrupted:
-            pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, the stage of samples meets it again, or not
-            say(f"{self._training.name}: validation waits until all is trained ({type(error).__name__}: {error})")
-
-    def _check(self) -> None:
-        if self.interrupted.is_set():
-            raise _Interrupted
+    def follow(self) -> None:
+        """Waits for each epoch and samples it."""
+        for number, spec in enumerate(self._epochs, 1):
+            folder = epoch_folder(self._training.folder, number)
+            while not (self._training.has_begun() and folder.is_dir()):
+                if self.ended.wait(POLL_SECONDS):
+                    return
+            sample.fn(self._config, spec, folder_artifact(folder), self._prompts, self.check)

@@ -120,14 +120,14 @@ def _config_of(options: JudgeCheckOptions, i: int, found: PreferenceRows) -> Run
 def _is_judged(config: RunConfig, rows: Sequence[Preference], *, attacked: bool) -> bool:
     """Whether all that a judge is asked about has been judged, so that it needn't be there any more."""
     place = _place(config.judge)
-    asked = {"preferences": (place, rows)}
+    asked = [("preferences", place, rows)]
     if attacked:
         shown = asked_about(attacked_pairs(config.judge, rows, plain_too=False), plain_too=False)
-        asked[f"{place}/attacks"] = (f"{place}/attacks", shown)
+        asked.append((f"{place}/attacks", f"{place}/attacks", shown))
     return all(
         (given := stored_preferences(config.root, folder, some)) is not None
         and judged_already(config, _spec(config, of), given) is not None
-        for folder, (of, some) in asked.items()
+        for folder, of, some in asked
     )
 
 
