@@ -421,11 +421,14 @@ def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
 
 @contextlib.contextmanager
 def _answered_by_prefect(remedy: str) -> Iterator[None]:
-    """Raises `ServerError` with a remedy if Prefect's server fails."""
+    """Starts Prefect's server if none is named; raises `ServerError` with a remedy if it fails, then or later."""
     import httpx
     from prefect.exceptions import PrefectException
 
+    from flows.prefect_server import start_server
+
     try:
+        start_server()
         yield
     except (httpx.HTTPError, httpx.InvalidURL, PrefectException, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):

@@ -82,3 +82,22 @@ def test_a_run_whose_ray_has_died_stops_waiting(tmp_path: Path):
     assert time.monotonic() - started < 60
     assert run.returncode == -9
     assert "Ray's node process (raylet) has died. Completed work is saved: rerun the same command" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_is_replaced_and_a_forked_child_are_not_missed(tmp_path: Path):
+    code = (
+        "import subprocess, sys, time\n"
+        "from tpo.engines.cluster.watchdog import watched\n"
+        "server = ['sh', '-c', 'sleep $1; exit 0', 'prefect.server.api.server:create_app']\n"
+        "fork = 'import os, sys, time; time.sleep(2) if os.fork() == 0 else time.sleep(100)'\n"
+        "with watched():\n"
+        "    subprocess.Popen([*server, '2'])\n"
+        "    subprocess.Popen([sys.executable, '-c', fork, 'raylet/raylet'])\n"
+        "    time.sleep(4)\n"
+        "    subprocess.Popen([*server, '100'])\n"
+        "    time.sleep(26)\n"
+        "    print('still here', flush=True)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "still here\n", "")

@@ -99,12 +99,20 @@ class _ProcessTree:
             members |= grown
             parents = {process.pid for process in grown}
         self._members = members
-        self._vital |= {one: name for one in members - self._vital.keys() if (name := _vital_name(one)) is not None}
+        unknown = [process for process in members - self._vital.keys() if process.pid != self._driver]
+        new = {process: name for process in unknown if (name := _vital_name(process)) is not None}
+        # A child that has just been forked still has its parent's command line, and is something else a moment later.
+        names = {one.pid: name for one, name in (self._vital | new).items()}
+        self._vital |= {one: name for one, name in new.items() if names.get(one.info["ppid"]) != name}
         return [process for process in members if process.pid != self._driver]
 
     def lost(self) -> str | None:
-        """The description of a vital process that has died, or None."""
-        return next((name for process, name in self._vital.items() if process not in self._members), None)
+        """The description of a vital process that has died and wasn't replaced, or None.
+
+        Prefect replaces its server if another process has taken the port meanwhile.
+        """
+        alive = {name for process, name in self._vital.items() if process in self._members}
+        return next((name for name in self._vital.values() if name not in alive), None)
 
     def send(self, number: int) -> None:
         """Sends all of them a signal."""
