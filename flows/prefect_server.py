@@ -1,53 +1,60 @@
-"""The server that Prefect starts for a command if no other is named: one that belongs to this command alone.
+"""The server that a command starts for Prefect if no other is named.
 
-Prefect draws a port, starts its server there, and takes whatever answers for it. A server needs seconds to import, and
-until then another command on the machine may have drawn the same port: both would use one server, which ends with the
-first of them.
+Prefect would start one by itself, with two faults: it imports the whole server into the command, which takes seconds;
+and it draws a port that its server takes only once it has been imported, so that two commands may draw the same one and
+share a server, which ends with the first of them. Here the server is given a socket that listens already.
 """
 
+import atexit
+import os
+import socket
 import subprocess
-import time
+import sys
+from pathlib import Path
 
-import psutil
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-)
-
-from tpo.errors import ServerError
-
-_ATTEMPTS = 5
+_LOOPBACK = "127.0.0.1"
+_END_SECONDS = 5.0
+"""Seconds for the server to end before it is killed."""
+_started: "list[subprocess.Popen[bytes]]" = []
+"""This process's server."""
 
 
 def start_server() -> None:
-    """Starts Prefect's server for this process, unless `PREFECT_API_URL` names one; Prefect ends it with the process.
+    """Starts Prefect's server, which ends with this process, and names it in `PREFECT_API_URL`; does nothing if that
+    names one already. Returns before the server is ready: `wait_for_server` waits."""
+    import prefect
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
-    Raises `ServerError` if every port it tries turns out to be another process's, and Prefect's `RuntimeError` if the
-    server doesn't start.
-    """
     if PREFECT_API_URL.value() or not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         return
-    for _ in range(_ATTEMPTS):
-        server = SubprocessASGIServer()  # The instance that Prefect's clients use, until it is stopped.
-        server.start()
-        assert server.server_process is not None and server.port is not None
-        if _listens(server.server_process, server.port):
-            return
-        server.stop()
-    raise ServerError(f"Prefect's server found its port taken {_ATTEMPTS} times: rerun the same command")
+    with socket.create_server((_LOOPBACK, 0)) as listener:
+        port, descriptor = listener.getsockname()[1], listener.fileno()
+        place = ["--app-dir", str(Path(prefect.__file__).parent), "--factory", "prefect.server.api.server:create_app"]
+        command = [sys.executable, "-m", "uvicorn", *place, "--fd", str(descriptor), "--log-level", "error"]
+        settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        server = subprocess.Popen([*command, "--lifespan", "on"], env={**os.environ, **settings}, pass_fds=[descriptor])
+    _started.append(server)
+    atexit.register(_end, server)
+    os.environ["PREFECT_API_URL"] = f"http://{_LOOPBACK}:{port}/api"
+    refresh_global_settings_context()
 
 
-def _listens(process: "subprocess.Popen[bytes]", port: int) -> bool:
-    """Whether a process has a port, as soon as it has it; False if it ends without, since another process has it."""
-    deadline = time.monotonic() + float(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            sockets = psutil.Process(process.pid).net_connections("tcp")
-        except psutil.NoSuchProcess:
-            continue  # It has just ended.
-        if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
-            return True
-        time.sleep(0.1)
-    return False
+def wait_for_server() -> None:
+    """Waits until the server of `start_server` answers, if it has started one; raises `httpx.HTTPError` if it can't."""
+    import httpx
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+
+    if _started:
+        seconds = float(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+        # The socket takes requests before there is a server to answer them.
+        httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=seconds).raise_for_status()
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    server.terminate()
+    try:
+        server.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

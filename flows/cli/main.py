@@ -24,6 +24,7 @@ from flows.cli.stopping import (
     STOPPED,
     TO_RESUME,
     end_in_order,
+    exit_in_order,
     exit_status,
     last_words,
     say_last_words,
@@ -31,6 +32,7 @@ from flows.cli.stopping import (
     stop_in_order,
     stop_requested,
 )
+from flows.prefect_server import start_server, wait_for_server
 from flows.recipes import (
     RECIPES,
     Recipe,
@@ -414,25 +416,23 @@ def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
         "rerun, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
         f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
     )
-    engines_of_run().start_early(config)  # while Prefect starts, too
+    start_server()
+    engines_of_run().start_early(config)  # while Prefect's server starts, too
     with _answered_by_prefect(remedy):
-        return load(recipe.flow)(*recipe.arguments(config, to))
+        flow = load(recipe.flow)
+        wait_for_server()
+        return flow(*recipe.arguments(config, to))
 
 
 @contextlib.contextmanager
 def _answered_by_prefect(remedy: str) -> Iterator[None]:
-    """Starts Prefect's server if none is named; raises `ServerError` with a remedy if it fails, then or later."""
+    """Raises `ServerError` with a remedy if Prefect's server fails."""
     import httpx
     from prefect.exceptions import PrefectException
 
-    from flows.prefect_server import start_server
-
     try:
-        start_server()
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, PrefectException, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):
-            raise  # Prefect has no error class for a server that didn't start.
+    except (httpx.HTTPError, httpx.InvalidURL, PrefectException) as error:
         raise ServerError(
             f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): {remedy}"
         ) from error
@@ -570,7 +570,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(f"{config.name} is complete: nothing to do. {page}")
         return 0
     with working(config.metrics), _answered_by_prefect("rerun, all that is complete is in the folder"):
-        found = load("flows.evaluate:evaluate")(config, model_name(options.model))
+        start_server()
+        flow = load("flows.evaluate:evaluate")
+        wait_for_server()
+        found = flow(config, model_name(options.model))
     print_benchmarks(found)
     print(f"{config.name} after {time.monotonic() - started:.0f} s. {page}")
     return 0
@@ -710,4 +713,4 @@ if __name__ == "__main__":
     if status == SERVER_LOST:
         sys.stdout.flush()
         os._exit(status)  # Prefect would try for minutes to report the end to its server.
-    sys.exit(status)
+    exit_in_order(status)

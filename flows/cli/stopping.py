@@ -93,11 +93,20 @@ def say_last_words() -> None:
     _tell(_last_words)
 
 
-def end_in_order(number: int) -> NoReturn:
-    """Ends what libraries end when Python exits, such as Ray and Prefect's server, then this process.
+def exit_in_order(status: int) -> NoReturn:
+    """Exits as `sys.exit` does, but without the seconds that Python takes to tear down a process with torch and Ray."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # Waits for threads, as Python does before exit handlers.
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(status)
 
-    Python itself would take seconds more to tear down a process with torch and Ray in it.
-    """
+
+def end_in_order(number: int) -> NoReturn:
+    """Ends what libraries end when Python exits, such as Ray and Prefect's server, then this process."""
     atexit._run_exitfuncs()
     leave(number)
 

@@ -85,18 +85,14 @@ def test_a_run_whose_ray_has_died_stops_waiting(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_replaced_and_a_forked_child_are_not_missed(tmp_path: Path):
+def test_a_forked_child_of_ray_may_end():
     code = (
         "import subprocess, sys, time\n"
         "from tpo.engines.cluster.watchdog import watched\n"
-        "server = ['sh', '-c', 'sleep $1; exit 0', 'prefect.server.api.server:create_app']\n"
-        "fork = 'import os, sys, time; time.sleep(2) if os.fork() == 0 else time.sleep(100)'\n"
+        "fork = 'import os, time; time.sleep(2) if os.fork() == 0 else time.sleep(100)'\n"
         "with watched():\n"
-        "    subprocess.Popen([*server, '2'])\n"
         "    subprocess.Popen([sys.executable, '-c', fork, 'raylet/raylet'])\n"
-        "    time.sleep(4)\n"
-        "    subprocess.Popen([*server, '100'])\n"
-        "    time.sleep(26)\n"
+        "    time.sleep(27)\n"
         "    print('still here', flush=True)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -107,12 +107,8 @@ class _ProcessTree:
         return [process for process in members if process.pid != self._driver]
 
     def lost(self) -> str | None:
-        """The description of a vital process that has died and wasn't replaced, or None.
-
-        Prefect replaces its server if another process has taken the port meanwhile.
-        """
-        alive = {name for process, name in self._vital.items() if process in self._members}
-        return next((name for name in self._vital.values() if name not in alive), None)
+        """The description of a vital process that has died, or None."""
+        return next((name for process, name in self._vital.items() if process not in self._members), None)
 
     def send(self, number: int) -> None:
         """Sends all of them a signal."""
