@@ -106,12 +106,13 @@ def alternate(
     """Each way's results in each round, by the way's name; ways get the number of the round, from 0.
 
     Ways measure themselves (`timed`), so that preparation doesn't count. Warm-up rounds, numbered below 0, are
-    discarded.
+    discarded. Each time is printed on standard error when it is known, since some take an hour together.
     """
     results: dict[str, list[Timed[Found]]] = {name: [] for name in ways}
     for number in range(-warm_up, rounds):
         for name, way in list(ways.items())[:: 1 if number % 2 else -1]:
             found = way(number)
+            print(f"round {number + 1}: {name} {found.seconds:.1f} s", file=sys.stderr, flush=True)
             if number >= 0:
                 results[name].append(found)
     return results
