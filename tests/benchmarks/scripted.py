@@ -5,7 +5,11 @@ call, `score` scores the responses and selects the best and the worst, `train` r
 padded, with the reference model beside it. Same model, prompts, K, temperature, judge, pairs a step, epochs and
 precision as the profile `laptop`; no checkpoint is validated, no model tested, nothing is checked or resumable.
 
-    python -m tests.benchmarks.scripted generate|score|train FOLDER ITERATION
+`AT_ONCE` is the number of pairs in a batch, accumulated to a step of 32. RLHFlow's configs (configs/training.yaml,
+configs/training_loop.yaml, run_loop2.sh) have 1 with gradient checkpointing, as is right for an 8B model. With 32 and
+without checkpointing, the scripts are as fast as they can be on this model.
+
+    python -m tests.benchmarks.scripted generate|score|train FOLDER ITERATION AT_ONCE
 """
 
 import itertools
@@ -18,7 +22,7 @@ PROMPTS, K, EPOCHS, BATCH = 400, 8, 3, 32
 LENGTH_BIAS = 0.3
 
 
-def generate(folder: Path, iteration: int) -> None:
+def generate(folder: Path, iteration: int, _: int) -> None:
     """Samples K outputs of the iteration's prompts with M_{t-1}."""
     from vllm import LLM, SamplingParams
 
@@ -43,7 +47,7 @@ def generate(folder: Path, iteration: int) -> None:
     (folder / f"samples_{iteration}.json").write_text(json.dumps(written))
 
 
-def score(folder: Path, iteration: int) -> None:
+def score(folder: Path, iteration: int, _: int) -> None:
     """Scores the responses, and writes the best and the worst output of each prompt."""
     import re
 
@@ -66,7 +70,7 @@ def score(folder: Path, iteration: int) -> None:
     (folder / f"pairs_{iteration}.json").write_text(json.dumps(pairs))
 
 
-def train(folder: Path, iteration: int) -> None:
+def train(folder: Path, iteration: int, at_once: int) -> None:
     """M_t by TRL's DPOTrainer."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,9 +86,10 @@ def train(folder: Path, iteration: int) -> None:
         for pair in pairs
     ]
     config = DPOConfig(
-        output_dir=str(folder / "trainer"), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, beta=0.1,
-        learning_rate=1e-4, bf16=False, use_cpu=True, gradient_checkpointing=False, report_to=[], save_strategy="epoch",
-        save_total_limit=1, max_length=352, disable_tqdm=True,
+        output_dir=str(folder / "trainer"), num_train_epochs=EPOCHS, per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=BATCH // at_once, gradient_checkpointing=at_once < BATCH, beta=0.1,
+        learning_rate=1e-4, bf16=False, use_cpu=True, report_to=[], save_strategy="epoch", save_total_limit=1,
+        max_length=352, disable_tqdm=True,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(before)
     tokenizer = AutoTokenizer.from_pretrained(before)
@@ -101,4 +106,5 @@ def _model(folder: Path, iteration: int) -> Path:
 
 
 if __name__ == "__main__":
-    {"generate": generate, "score": score, "train": train}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    step = {"generate": generate, "score": score, "train": train}[sys.argv[1]]
+    step(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
