@@ -32,7 +32,7 @@ from flows.cli.stopping import (
     stop_in_order,
     stop_requested,
 )
-from flows.prefect_server import start_server, wait_for_server
+from flows.prefect_server import start_server
 from flows.recipes import (
     RECIPES,
     Recipe,
@@ -416,12 +416,17 @@ def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
         "rerun, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
         f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
     )
-    start_server()
     engines_of_run().start_early(config)  # while Prefect's server starts, too
     with _answered_by_prefect(remedy):
-        flow = load(recipe.flow)
-        wait_for_server()
-        return flow(*recipe.arguments(config, to))
+        return _served(recipe.flow)(*recipe.arguments(config, to))
+
+
+def _served(reference: str) -> Any:
+    """The flow `module:function`, imported while Prefect's server starts."""
+    wait = start_server()
+    flow = load(reference)
+    wait()
+    return flow
 
 
 @contextlib.contextmanager
@@ -570,10 +575,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(f"{config.name} is complete: nothing to do. {page}")
         return 0
     with working(config.metrics), _answered_by_prefect("rerun, all that is complete is in the folder"):
-        start_server()
-        flow = load("flows.evaluate:evaluate")
-        wait_for_server()
-        found = flow(config, model_name(options.model))
+        found = _served("flows.evaluate:evaluate")(config, model_name(options.model))
     print_benchmarks(found)
     print(f"{config.name} after {time.monotonic() - started:.0f} s. {page}")
     return 0

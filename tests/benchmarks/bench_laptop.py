@@ -6,8 +6,8 @@ iteration, without any of that. Row 13: the same command in another checkout of 
 
 Each runs as a user would start it, in processes of its own, in turn. Run with `python -m tests.benchmarks.bench_laptop
 [--rounds 5] [--iterations 3]`, or with BEFORE=<checkout> for row 13; takes half an hour and more. `--scripts` is the
-number of pairs that the scripts train on at once: 1 as RLHFlow configures it, 32 for scripts as fast as they can be, 0
-to leave out row 14.
+number of pairs that the scripts train on at once: 1 as RLHFlow configures it, 32 without checkpointing, 0 to leave
+out row 14.
 """
 
 import os
@@ -46,7 +46,7 @@ def main() -> None:
     for name, times in found.items():
         print(name, ", ".join(f"{each.seconds:.0f}" for each in times), "s")
     what = f"seconds of make iterate ITER={chosen.iterations}, set-up done"
-    limit = "arithmetic of training (40 s) and sampling (27 s), imports (26 s), tests and validation (24 s)"
+    limit = "arithmetic of training and of sampling, then imports, then tests and validation"
     if before:
         ratio = measure.ratio_of_seconds(found["ours"], found["before"])
         row = Row(13, what, "itself before", "≤ 0.5", ratio.median, ratio.low, ratio.high, limit)
@@ -75,8 +75,8 @@ def _scripted(iterations: int, *, at_once: int) -> None:
         for iteration in range(1, iterations + 1):
             for step in ("generate", "score", "train"):
                 settings = environment(2) if step == "train" else engine_environment(EngineConfig(threads=2))
-                command = [sys.executable, "-m", "tests.benchmarks.scripted", step, folder]
-                command += [str(iteration), str(at_once)]
+                command = [sys.executable, "-m", "tests.benchmarks.scripted", step, folder, str(iteration)]
+                command += [str(at_once)] if step == "train" else []
                 subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=True, capture_output=True)
 
 

@@ -6,15 +6,17 @@ padded, with the reference model beside it. Same model, prompts, K, temperature,
 precision as the profile `laptop`; no checkpoint is validated, no model tested, nothing is checked or resumable.
 
 `AT_ONCE` is the number of pairs in a batch, accumulated to a step of 32. RLHFlow's configs (configs/training.yaml,
-configs/training_loop.yaml, run_loop2.sh) have 1 with gradient checkpointing, as is right for an 8B model. With 32 and
-without checkpointing, the scripts are as fast as they can be on this model.
+configs/training_loop.yaml, run_loop2.sh) have 1 with gradient checkpointing, which fits an 8B model. 32, without
+checkpointing, is faster on a model as small as this.
 
-    python -m tests.benchmarks.scripted generate|score|train FOLDER ITERATION AT_ONCE
+    python -m tests.benchmarks.scripted generate|score FOLDER ITERATION
+    python -m tests.benchmarks.scripted train FOLDER ITERATION AT_ONCE
 """
 
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ PROMPTS, K, EPOCHS, BATCH = 400, 8, 3, 32
 LENGTH_BIAS = 0.3
 
 
-def generate(folder: Path, iteration: int, _: int) -> None:
+def generate(folder: Path, iteration: int) -> None:
     """Samples K outputs of the iteration's prompts with M_{t-1}."""
     from vllm import LLM, SamplingParams
 
@@ -47,7 +49,7 @@ def generate(folder: Path, iteration: int, _: int) -> None:
     (folder / f"samples_{iteration}.json").write_text(json.dumps(written))
 
 
-def score(folder: Path, iteration: int, _: int) -> None:
+def score(folder: Path, iteration: int) -> None:
     """Scores the responses, and writes the best and the worst output of each prompt."""
     import re
 
@@ -106,5 +108,5 @@ def _model(folder: Path, iteration: int) -> Path:
 
 
 if __name__ == "__main__":
-    step = {"generate": generate, "score": score, "train": train}[sys.argv[1]]
-    step(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    steps: dict[str, Callable[..., None]] = {"generate": generate, "score": score, "train": train}
+    steps[sys.argv[1]](Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -1,4 +1,4 @@
-"""Claims about Prefect's server: a command has one of its own, that starts without a race and ends with the command."""
+"""Claims about Prefect's server: a command has one of its own, which starts without a race and ends with it."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ import os, sys
 from flows.recipes import prefect_environment
 prefect_environment()
 import prefect  # as a command does before it knows that it needs a server
-from flows.prefect_server import start_server, wait_for_server
-start_server()
+from flows.prefect_server import start_server
+wait = start_server()
 url = os.environ["PREFECT_API_URL"]
-start_server()
-wait_for_server()
+start_server()()
+wait()
 assert os.environ["PREFECT_API_URL"] == url, "one server a process"
 @prefect.flow
 def work():
@@ -51,9 +51,8 @@ def test_a_command_has_a_server_that_ends_with_it(tmp_path: Path):
 def test_a_server_that_is_named_is_used(tmp_path: Path):
     code = (
         "import os\n"
-        "from flows.prefect_server import start_server, wait_for_server\n"
-        "start_server()\n"
-        "wait_for_server()\n"
+        "from flows.prefect_server import start_server\n"
+        "start_server()()\n"
         "print(os.environ['PREFECT_API_URL'])\n"
     )
     assert run(code, tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api").stdout == "http://127.0.0.1:9/api\n"
@@ -65,10 +64,9 @@ def test_a_server_that_cannot_start_is_an_error_right_away(tmp_path: Path):
         "from flows.recipes import prefect_environment\n"
         "prefect_environment()\n"
         "from flows.cli.main import _answered_by_prefect\n"
-        "from flows.prefect_server import start_server, wait_for_server\n"
-        "start_server()\n"
+        "from flows.prefect_server import start_server\n"
         "with _answered_by_prefect('do this'):\n"
-        "    wait_for_server()\n"
+        "    start_server()()\n"
     )
     done = run(code, tmp_path, PREFECT_API_DATABASE_CONNECTION_URL="sqlite+aiosqlite:////nowhere/at/all.db")
     assert done.returncode == 1 and "does not answer as it should" in done.stderr and "do this" in done.stderr

@@ -50,7 +50,7 @@ def work():
 
 stopping.stop_in_order(grace_seconds=1.0 if "soon" in sys.argv else 60.0)
 status = ended(work)
-stopping.end_in_order(stopping.stop_requested()) if stopping.stop_requested() else sys.exit(status)
+stopping.end_in_order(stopping.stop_requested()) if stopping.stop_requested() else stopping.exit_in_order(status)
 """
 
 
@@ -214,3 +214,16 @@ def test_non_ascii_output_is_printed_in_a_locale_without_utf_8():
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_exit_waits_for_threads_runs_exit_handlers_and_prints_everything():
+    code = (
+        "import atexit, threading, time\n"
+        "from flows.cli.stopping import exit_in_order\n"
+        "atexit.register(print, 'handler')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "print('main')\n"
+        "exit_in_order(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "main\nthread\nhandler\n", "")
